@@ -1,0 +1,215 @@
+"""Data of an experiment (section `dataset`): four splits, their sources and augmentation.
+
+Sizes are [height, width] in px, disparity in px of the image it belongs to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import Literal
+
+from stereo.spec.fields import MISSING, spec_field
+
+STEREO_DATASETS = ("GenericDataset", "Middlebury")
+"""Dataset classes that `data_sources` may name; upper and lower case do not matter."""
+
+
+@dataclass
+class DataSource:
+    """One annotation file and the class that knows its encoding."""
+
+    dataset_name: Literal["GenericDataset", "Middlebury"] = spec_field(
+        MISSING, "Dataset class that reads the files; upper and lower case do not matter"
+    )
+    data_file: str = spec_field(MISSING, "Annotation file, one sample per line")
+
+
+@dataclass
+class StereoAugmentSpec:
+    """Preprocessing and augmentation of a pair; only the training split is augmented."""
+
+    input_mean: list[float] = spec_field(
+        [0.485, 0.456, 0.406],
+        "Per-channel RGB mean subtracted after scaling to 0..1",
+        length=3,
+    )
+    input_std: list[float] = spec_field(
+        [0.229, 0.224, 0.225], "Per-channel RGB divisor", length=3, item_low=1e-6
+    )
+    crop_size: list[int] = spec_field(
+        [320, 736],
+        "[height, width] of the training crop and of deploy preprocessing",
+        unit="px [H, W]",
+        length=2,
+        item_low=32,
+        automl_enabled=None,
+    )
+    min_scale: float = spec_field(
+        -0.2,
+        "Lower bound of the base-2 exponent of random resizing",
+        unit="log2",
+        low=-1.0,
+        high=1.0,
+        math_cond="<= depends_on",
+        depends_on="max_scale",
+        automl_enabled=None,
+    )
+    max_scale: float = spec_field(
+        0.4,
+        "Upper bound of the base-2 exponent of random resizing",
+        unit="log2",
+        low=-1.0,
+        high=1.0,
+        automl_enabled=None,
+    )
+    do_flip: bool = spec_field(
+        False, "Master switch for stereo-consistent flips", automl_enabled=None
+    )
+    yjitter_prob: float = spec_field(
+        1.0,
+        "Probability of shifting the right image vertically by a few pixels (rectification error)",
+        low=0.0,
+        high=1.0,
+        automl_enabled=True,
+    )
+    gamma: list[float] = spec_field(
+        [1.0, 1.0, 1.0, 1.0],
+        "[min gamma, max gamma, min gain, max gain] of gamma jitter",
+        length=4,
+        item_low=0.0,
+        automl_enabled=None,
+    )
+    color_aug_prob: float = spec_field(
+        0.2,
+        "Probability of jittering left and right colours independently",
+        low=0.0,
+        high=1.0,
+        automl_enabled=True,
+    )
+    color_aug_brightness: float = spec_field(
+        0.4, "Brightness jitter amplitude", low=0.0, high=1.0, automl_enabled=None
+    )
+    color_aug_contrast: float = spec_field(
+        0.4, "Contrast jitter amplitude", low=0.0, high=1.0, automl_enabled=None
+    )
+    color_aug_saturation: list[float] = spec_field(
+        [0.0, 1.4], "[low, high] saturation factor", length=2, item_low=0.0, automl_enabled=None
+    )
+    color_aug_hue_range: list[float] = spec_field(
+        [-0.027777777777777776, 0.027777777777777776],
+        "[low, high] hue shift",
+        length=2,
+        automl_enabled=None,
+    )
+    eraser_aug_prob: float = spec_field(
+        0.5,
+        "Probability of replacing random right-image rectangles by the mean colour",
+        low=0.0,
+        high=1.0,
+        automl_enabled=True,
+    )
+    spatial_aug_prob: float = spec_field(
+        1.0, "Probability of random resizing", low=0.0, high=1.0, automl_enabled=True
+    )
+    stretch_prob: float = spec_field(
+        0.8, "Probability of resizing x and y differently", low=0.0, high=1.0, automl_enabled=True
+    )
+    max_stretch: float = spec_field(
+        0.2,
+        "Largest difference of the two exponents",
+        unit="log2",
+        low=0.0,
+        high=1.0,
+        automl_enabled=None,
+    )
+    h_flip_prob: float = spec_field(
+        0.5,
+        "Probability of a horizontal flip with left/right swap",
+        low=0.0,
+        high=1.0,
+        automl_enabled=True,
+        active_if={"do_flip": (True,)},
+        depends_on="do_flip",
+    )
+    v_flip_prob: float = spec_field(
+        0.5,
+        "Probability of a vertical flip",
+        low=0.0,
+        high=1.0,
+        automl_enabled=True,
+        active_if={"do_flip": (True,)},
+        depends_on="do_flip",
+    )
+    hshift_prob: float = spec_field(
+        0.0,
+        "Probability of a horizontal shift of the right image with disparity corrected",
+        low=0.0,
+        high=1.0,
+        automl_enabled=True,
+    )
+    crop_min_valid_disp_ratio: float = spec_field(
+        0.0,
+        "Smallest share of valid ground truth accepted in a random crop (a ratio, not a"
+        " probability)",
+        low=0.0,
+        high=1.0,
+        automl_enabled=True,
+    )
+
+
+@dataclass
+class SplitSpec:
+    """One split: which files, how they are batched."""
+
+    data_sources: list[DataSource] | None = spec_field(
+        None, "List of {dataset_name, data_file}; both keys needed in every entry"
+    )
+    batch_size: int = spec_field(
+        1, "Samples per step and device", low=1, high=inf, automl_enabled=None
+    )
+    workers: int = spec_field(8, "Data-loading worker processes", low=0, high=inf)
+    pin_memory: bool = spec_field(True, "Use page-locked host memory for batches")
+    augmentation: StereoAugmentSpec = spec_field(
+        StereoAugmentSpec, "Image preprocessing and augmentation settings"
+    )
+
+
+@dataclass
+class DatasetSpec:
+    """All data settings of an experiment (`dataset`)."""
+
+    dataset_name: Literal["MonoDataset", "StereoDataset"] = spec_field(
+        "StereoDataset", "Data family: selects the mono or the stereo data module"
+    )
+    max_disparity: int = spec_field(
+        192,
+        "Ground-truth disparities at or above this are masked out of the loss",
+        unit="px",
+        low=1,
+        high=832,
+    )
+    baseline: float = spec_field(
+        0.193001,
+        "Distance between the two cameras, used to turn disparity into depth",
+        unit="m",
+        low=0.0,
+        high=inf,
+    )
+    focal_x: float = spec_field(
+        1998.842,
+        "Horizontal focal length, used to turn disparity into depth",
+        unit="px",
+        low=0.0,
+        high=inf,
+    )
+    doffs: float = spec_field(
+        0.0,
+        "Difference of the principal points x_right - x_left, added to disparity before depth is"
+        " computed",
+        unit="px",
+    )
+    train_dataset: SplitSpec = spec_field(SplitSpec, "Data used to fit weights")
+    val_dataset: SplitSpec = spec_field(SplitSpec, "Data scored during training", searched=False)
+    test_dataset: SplitSpec = spec_field(SplitSpec, "Data scored by evaluate", searched=False)
+    infer_dataset: SplitSpec = spec_field(SplitSpec, "Data predicted by inference", searched=False)

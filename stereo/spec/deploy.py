@@ -1,0 +1,104 @@
+"""Evaluation, inference, export and engine building (the sections named after their verbs).
+
+A batch of -1 means "not fixed here": the data split's batch for evaluate and inference, a dynamic
+axis for export, the min/opt/max profile for gen_trt_engine. Input sizes are those of the network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from stereo.spec.fields import MISSING, spec_field
+
+
+@dataclass
+class EvaluateSpec:
+    """Settings of the evaluate action (`evaluate`)."""
+
+    checkpoint: str | None = spec_field(None, "Weights to load")
+    trt_engine: str | None = spec_field(None, "Engine file; selects the deploy path when set")
+    results_dir: str | None = spec_field(None, "Root directory for everything the run writes")
+    batch_size: int = spec_field(-1, "Engine batch; -1 = take it from dataset.test_dataset", low=-1)
+    input_width: int | None = spec_field(None, "Network input width", unit="px", low=1)
+    input_height: int | None = spec_field(None, "Network input height", unit="px", low=1)
+    native_padded: bool = spec_field(
+        False, "Pad each image to the next multiple of 32 and predict at native size"
+    )
+
+
+@dataclass
+class InferenceSpec:
+    """Settings of the inference action (`inference`)."""
+
+    checkpoint: str | None = spec_field(None, "Weights to load")
+    trt_engine: str | None = spec_field(None, "Engine file; selects the deploy path when set")
+    results_dir: str | None = spec_field(None, "Root directory for everything the run writes")
+    batch_size: int = spec_field(
+        -1, "Engine batch; -1 = take it from dataset.infer_dataset", low=-1
+    )
+    input_width: int | None = spec_field(None, "Network input width", unit="px", low=1)
+    input_height: int | None = spec_field(None, "Network input height", unit="px", low=1)
+    save_raw_pfm: bool = spec_field(False, "Also write raw predictions as PFM")
+    save_raw_npy: bool = spec_field(False, "Also write raw float32 predictions as NPY")
+    native_padded: bool = spec_field(
+        False, "Pad to the stride and crop back instead of resizing to the engine size"
+    )
+
+
+@dataclass
+class ExportSpec:
+    """Settings of the export action (`export`)."""
+
+    results_dir: str | None = spec_field(None, "Root directory for everything the run writes")
+    checkpoint: str = spec_field(MISSING, "Weights to load")
+    onnx_file: str | None = spec_field(None, "ONNX file path")
+    overwrite: bool = spec_field(False, "Replace an existing ONNX file")
+    on_cpu: bool = spec_field(True, "Trace on the CPU")
+    input_width: int = spec_field(736, "Network input width", unit="px", low=32)
+    input_height: int = spec_field(480, "Network input height", unit="px", low=32)
+    batch_size: int = spec_field(1, "Fixed batch of the graph; -1 = dynamic batch axis", low=-1)
+    opset_version: int = spec_field(17, "ONNX operator set", low=16, high=18)
+    valid_iters: int = spec_field(
+        8, "GRU updates unrolled into the exported graph", unit="GRU updates", low=1
+    )
+    format: Literal["onnx"] = spec_field("onnx", "Export format")
+    verbose: bool = spec_field(False, "Verbose export logging")
+
+
+@dataclass
+class TensorRTSpec:
+    """Builder settings (`gen_trt_engine.tensorrt`)."""
+
+    data_type: Literal["fp32", "fp16"] = spec_field("fp32", "Engine arithmetic")
+    workspace_size: int = spec_field(4, "Builder workspace limit", unit="GiB", low=0, high=1024)
+    min_batch_size: int = spec_field(1, "Profile minimum batch", low=1, popular=True)
+    opt_batch_size: int = spec_field(1, "Profile optimum batch", low=1, popular=True)
+    max_batch_size: int = spec_field(1, "Profile maximum batch", low=1, popular=True)
+
+
+@dataclass
+class EngineSpec:
+    """Settings of the TensorRT engine build (`gen_trt_engine`)."""
+
+    results_dir: str | None = spec_field(None, "Root directory for everything the run writes")
+    onnx_file: str = spec_field(MISSING, "ONNX file path")
+    trt_engine: str | None = spec_field(None, "Where the engine is written")
+    timing_cache: str | None = spec_field(None, "Builder timing cache file, read and updated")
+    batch_size: int = spec_field(
+        1,
+        "Fixed batch of the engine; -1 = use the min/opt/max profile",
+        low=-1,
+        popular=True,
+    )
+    backend: Literal["auto", "tensorrt", "tensorrt_rtx", "onnxruntime"] = spec_field(
+        "auto", "Which engine builder to use"
+    )
+    compute_capabilities: list[
+        Literal["SM75", "SM80", "SM86", "SM89", "SM120", "SM121", "CURRENT"]
+    ] = spec_field(
+        ["SM80", "SM86", "SM89", "SM120"],
+        "Target GPUs of an ahead-of-time TensorRT-RTX build",
+    )
+    verbose: bool = spec_field(False, "Verbose builder logging")
+    tensorrt: TensorRTSpec = spec_field(TensorRTSpec, "Builder settings")

@@ -1,0 +1,166 @@
+"""Training (section `train`). Steps are optimiser steps, intervals are epochs unless said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import Literal
+
+from stereo.spec.fields import Scale, spec_field
+
+
+@dataclass
+class OptimSpec:
+    """Optimiser and learning-rate schedule (`train.optim`)."""
+
+    optimizer: Literal["AdamW", "SGD"] = spec_field("AdamW", "Optimiser", automl_enabled=None)
+    monitor_name: Literal["val_loss", "train_loss"] = spec_field(
+        "val_loss", "Quantity watched by schedulers and best-checkpoint selection"
+    )
+    lr: float = spec_field(
+        1e-5,
+        "Base learning rate",
+        low=1e-9,
+        high=1e4,
+        math_cond="> 0.0",
+        automl_enabled=True,
+        search_range=(1e-6, 1e-2),
+        scale=Scale.LOG,
+    )
+    momentum: float = spec_field(
+        0.9,
+        "SGD momentum (AdamW does not read it)",
+        low=0.0,
+        high=0.999,
+        math_cond="> 0.0",
+        automl_enabled=True,
+        active_if={"optimizer": ("SGD",)},
+        depends_on="optimizer",
+    )
+    weight_decay: float = spec_field(
+        1e-4,
+        "Weight decay",
+        low=1e-9,
+        high=1.0,
+        zero_is_off=True,
+        automl_enabled=True,
+        search_range=(1e-6, 1e-2),
+        scale=Scale.LOG,
+    )
+    lr_scheduler: Literal[
+        "MultiStepLR", "StepLR", "LambdaLR", "PolynomialLR", "OneCycleLR", "CosineAnnealingLR"
+    ] = spec_field("MultiStepLR", "Learning-rate schedule", automl_enabled=None)
+    lr_steps: list[int] = spec_field(
+        [1000], "Milestones of MultiStepLR", unit="optimiser steps", item_low=1, automl_enabled=None
+    )
+    lr_step_size: int = spec_field(
+        1000,
+        "Period of StepLR",
+        unit="optimiser steps",
+        low=1,
+        high=inf,
+        math_cond="> 0",
+        automl_enabled=True,
+        search_range=(1, 10000),
+        scale=Scale.LOG,
+        active_if={"lr_scheduler": ("StepLR",)},
+        depends_on="lr_scheduler",
+    )
+    lr_decay: float = spec_field(
+        0.1,
+        "Decay factor of MultiStepLR and StepLR",
+        low=0.0,
+        high=1.0,
+        exclusive_low=True,
+        math_cond="> 0.0",
+        automl_enabled=True,
+        search_range=(0.05, 1.0),
+        active_if={"lr_scheduler": ("MultiStepLR", "StepLR", "CustomMultiStepLRScheduler")},
+        depends_on="lr_scheduler",
+    )
+    min_lr: float = spec_field(
+        1e-7,
+        "Floor of CosineAnnealingLR",
+        low=1e-12,
+        high=1.0,
+        zero_is_off=True,
+        math_cond="< depends_on lr",
+        automl_enabled=True,
+        search_range=(1e-8, 1e-3),
+        scale=Scale.LOG,
+        active_if={"lr_scheduler": ("CosineAnnealingLR", "CustomMultiStepLRScheduler")},
+        depends_on="lr_scheduler",
+    )
+    warmup_steps: int = spec_field(
+        20,
+        "Linear warm-up length",
+        unit="optimiser steps",
+        low=0,
+        high=inf,
+        automl_enabled=None,
+    )
+
+
+@dataclass
+class CudnnSpec:
+    """cuDNN switches (`train.cudnn`)."""
+
+    benchmark: bool = spec_field(False, "cuDNN autotuning")
+    deterministic: bool = spec_field(True, "Ask for deterministic kernels")
+
+
+@dataclass
+class TrainSpec:
+    """Settings of the train action (`train`)."""
+
+    num_gpus: int = spec_field(1, "Number of devices", low=1, popular=True)
+    gpu_ids: list[int] = spec_field(
+        [0], "Device indices; length equals num_gpus", item_low=0, popular=True
+    )
+    seed: int = spec_field(1234, "Random seed; negative leaves seeding off", low=-1, high=inf)
+    cudnn: CudnnSpec = spec_field(CudnnSpec, "cuDNN switches")
+    num_epochs: int = spec_field(
+        10, "Training epochs", unit="epochs", low=1, high=inf, popular=True
+    )
+    checkpoint_interval: int = spec_field(1, "Checkpoint period", low=1, popular=True)
+    checkpoint_interval_unit: Literal["epoch", "step"] = spec_field(
+        "epoch", "Unit of checkpoint_interval"
+    )
+    validation_interval: int = spec_field(
+        1, "Epochs between validations", unit="epochs", low=1, popular=True
+    )
+    resume_training_checkpoint_path: str | None = spec_field(
+        None, "Checkpoint to continue from, with optimiser state"
+    )
+    results_dir: str | None = spec_field(None, "Root directory for everything the run writes")
+    pretrained_model_path: str | None = spec_field(
+        None, "Weights to start from (no optimiser state)"
+    )
+    clip_grad_norm: float = spec_field(
+        0.1, "Gradient clipping value, 0 = off", low=0.0, automl_enabled=None
+    )
+    clip_grad_algorithm: Literal["norm", "value"] = spec_field(
+        "norm", "Gradient clipping rule", automl_enabled=None
+    )
+    is_dry_run: bool = spec_field(False, "Run one batch of every stage and stop")
+    optim: OptimSpec = spec_field(OptimSpec, "Optimiser settings")
+    precision: Literal["fp32", "fp16"] = spec_field(
+        "fp32", "Training arithmetic", automl_enabled=None
+    )
+    log_every_n_steps: int = spec_field(500, "Logging period", unit="optimiser steps", low=1)
+    verbose: bool = spec_field(False, "Verbose console logging")
+    allow_partial_load: bool = spec_field(
+        False,
+        "Load the tensors that fit, list every one that does not; corr_radius taps that overlap"
+        " are copied",
+    )
+    max_nonfinite_steps: int = spec_field(
+        5,
+        "Consecutive steps with a non-finite loss after which the run ends as diverged",
+        low=0,
+        high=inf,
+    )
+    accumulate_grad_batches: int = spec_field(1, "Batches per optimiser step", low=1, high=inf)
+    deterministic: bool = spec_field(
+        False, "Deterministic algorithms as an error instead of a warning"
+    )
