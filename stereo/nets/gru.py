@@ -1,0 +1,182 @@
+"""Iterative refinement: motion encoder, selective ConvGRU, disparity head, mask head.
+
+Symbols: B batch, h, w rows and columns at 1/4 of the image. Disparity is in px of that map. State-dict
+names follow the released checkpoints (`gru04` is the level at 1/4).
+
+Work that does not change between iterations is done once, in `UpdateBlock.prepare`: the part of the first
+GRU convolution that sees the context features, and weights that are merged or reordered.
+
+Source: Selective-Stereo, Wang et al., CVPR 2024 (small and large kernel cells mixed by an attention map);
+the loop is that of RAFT-Stereo, Lipson et al., 3DV 2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stereo.nets.blocks import ConvNeXtLite
+from stereo.nets.cost_volume import channel_order, lookup_channels
+
+
+class Kernel(NamedTuple):
+    """Weight and bias of a convolution."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+class Prepared(NamedTuple):
+    """What all iterations of one forward pass share."""
+
+    context: (
+        Tensor  # (B, gating width, h, w): share of the context features in the first convolution
+    )
+    motion: Tensor  # weight of the first convolution for the motion features
+    geometry: Tensor  # weight of the lookup's 1x1 convolution, in the lookup's channel order
+    small: Kernel  # update and reset gate of the 1x1 cell
+    large: Kernel  # update and reset gate of the 3x3 cell
+
+
+class MotionEncoder(nn.Module):
+    """Encodes what the volume says around the current disparity, and the disparity itself."""
+
+    def __init__(
+        self, *, volume_dim: int, levels: int, radius: int, widths: Sequence[int], final: int
+    ) -> None:
+        super().__init__()
+        shape = {"channels": volume_dim, "levels": levels, "radius": radius}
+        correlation, mixed, disparity, disparity_mixed = widths
+        self.convc1 = nn.Conv2d(lookup_channels(**shape), correlation, 1)
+        self.convc2 = nn.Conv2d(correlation, mixed, 3, padding=1)
+        self.convd1 = nn.Conv2d(1, disparity, 7, padding=3)
+        self.convd2 = nn.Conv2d(disparity, disparity_mixed, 3, padding=1)
+        self.conv = nn.Conv2d(mixed + disparity_mixed, final, 3, padding=1)
+        self.register_buffer("order", channel_order(**shape), persistent=False)
+
+    def geometry_weight(self) -> Tensor:
+        """Weight of `convc1` in the channel order of the lookup."""
+        return self.convc1.weight[:, self.order]
+
+    def forward(self, geometry: Tensor, disparity: Tensor, weight: Tensor) -> Tensor:
+        correlation = F.relu(F.conv2d(geometry, weight, self.convc1.bias))
+        correlation = F.relu(self.convc2(correlation))
+        motion = F.relu(self.convd2(F.relu(self.convd1(disparity))))
+        motion = F.relu(self.conv(torch.cat((correlation, motion), dim=1)))
+        return torch.cat((motion, disparity), dim=1)
+
+
+class ConvGRUCell(nn.Module):
+    """Convolutional GRU cell whose gates see precomputed features of input and state."""
+
+    def __init__(self, gate_in: int, candidate_in: int, hidden: int, kernel_size: int) -> None:
+        super().__init__()
+        padding = kernel_size // 2
+        self.convz = nn.Conv2d(gate_in, hidden, kernel_size, padding=padding)
+        self.convr = nn.Conv2d(gate_in, hidden, kernel_size, padding=padding)
+        self.convq = nn.Conv2d(candidate_in, hidden, kernel_size, padding=padding)
+
+    def gates(self) -> Kernel:
+        """Update and reset gate as one convolution."""
+        weight = torch.cat((self.convz.weight, self.convr.weight))
+        return Kernel(weight, torch.cat((self.convz.bias, self.convr.bias)))
+
+    def forward(self, state: Tensor, x: Tensor, features: Tensor, gates: Kernel) -> Tensor:
+        both = torch.sigmoid(F.conv2d(features, *gates, padding=self.convz.padding))
+        update, reset = both.chunk(2, dim=1)
+        candidate = torch.tanh(self.convq(torch.cat((reset * state, x), dim=1)))
+        return torch.lerp(state, candidate, update)
+
+
+class SelectiveConvGRU(nn.Module):
+    """A 1x1 and a 3x3 cell on shared features, mixed per pixel by an attention map."""
+
+    def __init__(self, in_channels: int, hidden: int, gating: Sequence[int]) -> None:
+        super().__init__()
+        x, features = gating
+        self.conv0 = nn.Sequential(nn.Conv2d(in_channels, x, 3, padding=1), nn.ReLU())
+        self.conv1 = nn.Sequential(nn.Conv2d(x + hidden, features, 3, padding=1), nn.ReLU())
+        self.small_gru = ConvGRUCell(features, x + hidden, hidden, 1)
+        self.large_gru = ConvGRUCell(features, x + hidden, hidden, 3)
+
+    def forward(
+        self, state: Tensor, motion: Tensor, attention: Tensor, prepared: Prepared
+    ) -> Tensor:
+        x = F.relu(F.conv2d(motion, prepared.motion, padding=1) + prepared.context)
+        features = self.conv1(torch.cat((x, state), dim=1))
+        small = self.small_gru(state, x, features, prepared.small)
+        large = self.large_gru(state, x, features, prepared.large)
+        return torch.lerp(large, small, attention)
+
+
+class DisparityHead(nn.Module):
+    """Residual disparity (B, 1, h, w) from the GRU state."""
+
+    def __init__(self, hidden: int, mid: int, expansions: Sequence[int]) -> None:
+        super().__init__()
+        first, second = expansions
+        self.conv = nn.Sequential(
+            nn.Conv2d(hidden, mid, 3, padding=1),
+            nn.ReLU(),
+            ConvNeXtLite(mid, first),
+            ConvNeXtLite(mid, second),
+            nn.Conv2d(mid, 1, 3, padding=1),
+        )
+
+    def forward(self, state: Tensor) -> Tensor:
+        return self.conv(state)
+
+
+class UpdateBlock(nn.Module):
+    """One refinement step: state and disparity to a new state and a residual disparity."""
+
+    def __init__(
+        self,
+        *,
+        encoder: MotionEncoder,
+        context: int,
+        motion: int,
+        hidden: int,
+        gating: Sequence[int],
+        head: tuple[int, Sequence[int]],
+        mask: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.context = context
+        self.gru04 = SelectiveConvGRU(context + motion, hidden, gating)
+        self.disp_head = DisparityHead(hidden, *head)
+        self.mask = nn.Sequential(
+            nn.Conv2d(hidden, mask[0], 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(mask[0], mask[1], 3, padding=1),
+            nn.ReLU(),
+        )
+
+    def prepare(self, context: Tensor) -> Prepared:
+        """Compute what does not change between iterations from the context features."""
+        first = self.gru04.conv0[0]
+        weight = first.weight
+        return Prepared(
+            context=F.conv2d(context, weight[:, : self.context], first.bias, padding=1),
+            motion=weight[:, self.context :],
+            geometry=self.encoder.geometry_weight(),
+            small=self.gru04.small_gru.gates(),
+            large=self.gru04.large_gru.gates(),
+        )
+
+    def forward(
+        self,
+        state: Tensor,
+        disparity: Tensor,
+        geometry: Tensor,
+        attention: Tensor,
+        prepared: Prepared,
+    ) -> tuple[Tensor, Tensor]:
+        motion = self.encoder(geometry, disparity, prepared.geometry)
+        state = self.gru04(state, motion, attention, prepared)
+        return state, self.disp_head(state)
