@@ -1,0 +1,160 @@
+"""What a trainer offers to a study, and what a study offers to a trainer.
+
+The contract is structural: a trainer imports nothing from here. It returns any object with the
+attributes of `ActionResult`; `Status` crosses the boundary as its lower-case word. An epoch is
+the number of finished epochs, counted from 1. `automl.contract_suite` checks a trainer.
+
+Actions a study uses: `train`, `evaluate`, `export`, `gen_trt_engine` (verbs of the trainer),
+`check` (validates the spec and reads all training and validation data; metrics `pairs_train`,
+`pairs_val`, `height`, `width`, `mixed_sizes`; all faults in `detail`) and `pictures` (writes
+pictures of the first validation samples and `pictures.json`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast, runtime_checkable
+
+from automl.errors import TrainableError
+
+ENTRY_POINT_GROUP = "automl.trainables"
+
+
+class Status(StrEnum):
+    """How one action ended."""
+
+    OK = "ok"
+    DIVERGED = "diverged"
+    OUT_OF_MEMORY = "out_of_memory"
+    INVALID_SPEC = "invalid_spec"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A metric with the direction and unit its trainer declares.
+
+    Attributes:
+        metric: name as reported, e.g. `val/epe`.
+        direction: whether smaller or larger values are better.
+        unit: e.g. `px`; empty when the metric has none.
+    """
+
+    metric: str
+    direction: Literal["minimize", "maximize"]
+    unit: str = ""
+
+    def loss(self, value: float) -> float:
+        """Return the value turned so that smaller is better."""
+        return value if self.direction == "minimize" else -value
+
+
+class Report(Protocol):
+    """Called by the trainer after each validation; its answer True means: stop training now."""
+
+    def __call__(self, epoch: int, metrics: Mapping[str, float], checkpoint: Path | None) -> bool:
+        """Record one finished epoch.
+
+        Args:
+            epoch: finished epochs, from 1, consecutive (a resumed run continues the count).
+            metrics: the objective and whatever else is known; `seconds` is the wall time of the
+                epoch including validation.
+            checkpoint: written completely before the call; training resumes from it.
+        """
+        ...
+
+
+class ActionResult(Protocol):
+    """What one action leaves behind."""
+
+    @property
+    def status(self) -> str:
+        """A value of `Status`."""
+        ...
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Scores of the action, under the names the trainer declares."""
+        ...
+
+    @property
+    def artifacts(self) -> dict[str, Path]:
+        """Files written, by role (`checkpoint`, `graph`, `engine`, ...)."""
+        ...
+
+    @property
+    def detail(self) -> str:
+        """One or more lines for the user: the reason when the status is not ok."""
+        ...
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """A trainer whose hyperparameters can be studied."""
+
+    @property
+    def schema_dir(self) -> Path:
+        """Folder with `manifest.json` and `<model>/{model.json, train.schema.json}`."""
+        ...
+
+    def run(
+        self, action: str, spec: Mapping[str, Any], results_dir: Path, report: Report | None
+    ) -> ActionResult:
+        """Do one action with a complete spec; never raises for what the spec or data cause."""
+        ...
+
+    def objective(self, model: str) -> Objective:
+        """Return the declared objective (any object with metric, direction, unit)."""
+        ...
+
+    def template(self, model: str, action: str) -> dict[str, Any]:
+        """Return the packaged spec of an action: what a study's base spec starts from."""
+        ...
+
+    def embedded_data(self, directory: Path) -> dict[str, str]:
+        """Write the trainer's own small data set when missing.
+
+        Returns:
+            `{"train": "CLASS:FILE", "val": "CLASS:FILE"}`.
+        """
+        ...
+
+
+def find_trainable(name: str = "depth_net") -> Trainable:
+    """Load and construct a trainer.
+
+    Args:
+        name: an entry point of the group `automl.trainables`, or `module:Class`.
+
+    Raises:
+        TrainableError: unknown name, or the class does not fulfil the contract.
+    """
+    trainable = _load(name)()
+    if not isinstance(trainable, Trainable):
+        raise TrainableError(
+            f"trainable {name}: {type(trainable).__name__} lacks a part of automl.contract.Trainable"
+            " (schema_dir, run, objective, template, embedded_data). Add the missing part"
+        )
+    return cast(Trainable, trainable)
+
+
+def _load(name: str) -> Any:
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise TrainableError(f"trainable {name}: cannot be imported: {error}") from error
+    known = entry_points(group=ENTRY_POINT_GROUP)
+    if name not in known.names:
+        names = ", ".join(sorted(known.names)) or "none"
+        raise TrainableError(
+            f"trainable {name}: not installed (installed: {names})."
+            " Install the package that offers it, for this project: pip install -e ."
+        )
+    return known[name].load()

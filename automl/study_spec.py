@@ -1,0 +1,539 @@
+"""Study files: `studies/<key>[_purpose].yaml` -> `StudySpec`.
+
+A study file says what is searched, by what algorithm, within which budget, starting from which
+spec. Ranges normally stay in the trainer's schema; a study narrows them only when it must.
+The two profiles `cpu` and `gpu` are mappings merged over the rest, chosen once.
+
+All mistakes of a file and its options are collected into one `StudySpecError`.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+
+from automl.errors import Problem, StudySpecError
+
+STUDIES = Path(__file__).resolve().parent.parent / "studies"
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True)
+class DataChoice:
+    """Annotation files, each `[CLASS:]FILE`, or `embedded` for the trainer's own small set."""
+
+    train: str | tuple[str, ...] = EMBEDDED
+    val: str | tuple[str, ...] = EMBEDDED
+
+
+@dataclass(frozen=True)
+class SearchChoice:
+    """Changes to the default search space; dotted paths of the trainer's spec."""
+
+    parameters: tuple[str, ...] | None = None
+    add: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    ranges: Mapping[str, tuple[float, float]] = field(
+        default_factory=dict[str, tuple[float, float]]
+    )
+    choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict[str, tuple[Any, ...]])
+
+
+@dataclass(frozen=True)
+class AlgorithmChoice:
+    """A name of `automl.algorithms.table`, with the settings of its parts.
+
+    Attributes:
+        name: see `automl.algorithms.table.NAMES`.
+        rungs: epochs at which trials are compared; None: R/9, R/3, R of the full run R.
+        factor: at a rung one trial in `factor` goes on.
+        min_survivors: at least so many go on, however few have arrived.
+    """
+
+    name: str = "auto"
+    rungs: tuple[int, ...] | None = None
+    factor: int = 3
+    min_survivors: int = 1
+
+
+@dataclass(frozen=True)
+class BudgetChoice:
+    """When to stop; at least one limit.
+
+    Attributes:
+        trials: trials started.
+        epochs: finished epochs of all trials together.
+        hours: wall time of all sessions together.
+        target: value of the objective that is good enough.
+        no_improvement: full-length trials in a row that did not improve the best.
+    """
+
+    trials: int | None = None
+    epochs: int | None = None
+    hours: float | None = None
+    target: float | None = None
+    no_improvement: int | None = None
+
+
+@dataclass(frozen=True)
+class ResourceChoice:
+    """Per trial: cpus and gpus (a fraction shares one GPU), threads; None: measured."""
+
+    cpus: float | None = None
+    gpus: float | None = None
+    max_concurrent: int | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class TrialLimits:
+    """A trial beyond a limit is ended as `failed`."""
+
+    hours: float | None = None
+    minutes_without_report: float = 30.0
+
+
+@dataclass(frozen=True)
+class PromoteChoice:
+    """Whether the best trial is promoted, and how far scores may differ between backends."""
+
+    enabled: bool = True
+    limits: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True)
+class StudySpec:
+    """One study, checked; the attributes are the keys of a study file plus name and profile."""
+
+    name: str
+    model: str
+    profile: Literal["cpu", "gpu"]
+    budget: BudgetChoice
+    spec: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    data: DataChoice = field(default_factory=DataChoice)
+    objectives: tuple[str, ...] = ()
+    search: SearchChoice = field(default_factory=SearchChoice)
+    algorithm: AlgorithmChoice = field(default_factory=AlgorithmChoice)
+    resources: ResourceChoice = field(default_factory=ResourceChoice)
+    trial_limits: TrialLimits = field(default_factory=TrialLimits)
+    runner: Literal["ray", "local"] = "ray"
+    address: str | None = None
+    seed: int = 0
+    allow_partial_load: bool = False
+    promote: PromoteChoice = field(default_factory=PromoteChoice)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain lists, mappings and scalars, as stored in `study.lock.yaml`."""
+        return _plain(asdict(self))
+
+
+def load_study(
+    target: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    name: str | None = None,
+    data: str | None = None,
+    val: str | None = None,
+    gpu: bool = False,
+) -> StudySpec:
+    """Read a study file and apply the options of the command line.
+
+    Args:
+        target: a model key (`ffs` means `studies/ffs.yaml`) or a study file.
+        overrides: `key.path=value` changes of the base spec.
+        name: the study's name; default: the file's stem, with `-<stem of data>` when data is given.
+        data: `[CLASS:]FILE` for training.
+        val: `[CLASS:]FILE` for validation.
+        gpu: merge `profiles.gpu`, else `profiles.cpu`.
+
+    Raises:
+        StudySpecError: all mistakes together.
+    """
+    path = _find(target)
+    tree = _read(path)
+    profile = "gpu" if gpu else "cpu"
+    problems: list[Problem] = []
+    tree = _merge_profile(tree, profile, str(path), problems)
+    if data is not None or val is not None:
+        chosen = {"train": data, "val": val}
+        tree["data"] = {**tree.get("data", {}), **{k: v for k, v in chosen.items() if v}}
+    base = tree.setdefault("spec", {})
+    for override in overrides:
+        _override(base, override, problems)
+    tree["name"] = name or _default_name(path, data)
+    tree["profile"] = profile
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", tree["name"]):
+        rule = "is not a name: letters, digits, dot, dash and underscore are allowed"
+        problems.append(Problem("--name", tree["name"], rule, "It becomes a folder's name"))
+    study = _build(StudySpec, tree, str(path), "", problems)
+    if study is not None:
+        _check_rules(study, str(path), problems)
+    if problems or study is None:
+        raise StudySpecError(problems)
+    return study
+
+
+def study_from_dict(tree: Mapping[str, Any], source: str) -> StudySpec:
+    """Rebuild a study from `StudySpec.to_dict`, e.g. from a lock file.
+
+    Raises:
+        StudySpecError: the mapping was not made by this release.
+    """
+    problems: list[Problem] = []
+    study = _build(StudySpec, dict(tree), source, "", problems)
+    if problems or study is None:
+        raise StudySpecError(problems)
+    return study
+
+
+def base_spec(
+    study: StudySpec,
+    template: Mapping[str, Any],
+    model: Mapping[str, Any],
+    embedded: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return the complete spec of trial 0.
+
+    Args:
+        study: its `spec` is merged over the template; its `data` fills the data sources.
+        template: the trainer's packaged train spec.
+        model: `model.json`; `data_keys.train` and `.val` name the lists of data sources and
+            `default_dataset` the class of a file given without one.
+        embedded: `{"train": "CLASS:FILE", "val": "CLASS:FILE"}` of the trainer's own data; may be
+            empty when the study names files.
+    """
+    spec = merge(template, study.spec)
+    for split in ("train", "val"):
+        files: str | tuple[str, ...] = getattr(study.data, split)
+        if files == EMBEDDED:
+            files = embedded[split]
+        entries = (files,) if isinstance(files, str) else files
+        sources = [_data_source(entry, model["default_dataset"]) for entry in entries]
+        set_path(spec, model["data_keys"][split], sources)
+    return spec
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `above` merged over `below`: mappings by key, everything else replaced."""
+    merged = copy.deepcopy(dict(below))
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge(cast("Mapping[str, Any]", old), cast("Mapping[str, Any]", value))
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def set_path(spec: dict[str, Any], path: str, value: Any) -> None:
+    """Set a dotted path in nested mappings and lists, making missing mappings.
+
+    Raises:
+        KeyError: a list is indexed by something else than one of its positions, or a scalar has
+            no parts.
+    """
+    *parents, last = path.split(".")
+    holder: Any = spec
+    for part in parents:
+        holder = _child(holder, part)
+    if isinstance(holder, list):
+        holder[_position(cast("list[Any]", holder), last)] = value
+    elif isinstance(holder, dict):
+        holder[last] = value
+    else:
+        raise KeyError(last)
+
+
+def get_path(spec: Mapping[str, Any], path: str, default: Any = None) -> Any:
+    """Return the value at a dotted path, or the default when a part is missing."""
+    value: Any = spec
+    for part in path.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return default
+        value = cast("Mapping[str, Any]", value)[part]
+    return value
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML; `1e-5` is a number, as in a spec."""
+    return yaml.load(text, Loader=_Loader)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-5` as text; this loader reads it as a number."""
+
+
+_Loader.add_implicit_resolver(  # pyright: ignore[reportUnknownMemberType]
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def _find(target: str | Path) -> Path:
+    path = Path(target)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    packaged = STUDIES / f"{target}.yaml"
+    if not packaged.is_file():
+        known = sorted(file.stem for file in STUDIES.glob("*.yaml"))
+        near = difflib.get_close_matches(str(target), known, n=1)
+        hint = f"Did you mean {near[0]}?" if near else "Give one of them, or a study file (.yaml)"
+        problem = f"is not a packaged study (there are: {', '.join(known) or 'none'})"
+        raise StudySpecError([Problem("target", str(target), problem, hint)])
+    return packaged
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        problem = Problem(str(path), "", f"cannot be read: {error.strerror}")
+        raise StudySpecError([problem]) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        problem = Problem(str(path), "", f"is not YAML: {' '.join(str(error).split())}")
+        raise StudySpecError([problem]) from error
+    if not isinstance(tree, dict):
+        raise StudySpecError([Problem(str(path), "", "is not a mapping of keys")])
+    reserved = {"name", "profile"} & set(cast("dict[str, Any]", tree))
+    if reserved:
+        problem = "is not a key of a study file"
+        remedy = "Use --name; the profile follows from the machine"
+        raise StudySpecError([Problem(str(path), key, problem, remedy) for key in sorted(reserved)])
+    return cast("dict[str, Any]", tree)
+
+
+def _merge_profile(
+    tree: dict[str, Any], profile: str, source: str, problems: list[Problem]
+) -> dict[str, Any]:
+    profiles = tree.pop("profiles", {})
+    unknown = sorted(set(profiles) - {"cpu", "gpu"}) if isinstance(profiles, dict) else [profiles]
+    for key in unknown:
+        problems.append(Problem(source, f"profiles.{key}", "unknown profile, allowed cpu and gpu"))
+    if unknown:
+        return tree
+    return merge(tree, profiles.get(profile) or {})
+
+
+def _default_name(path: Path, data: str | None) -> str:
+    if data is None:
+        return path.stem
+    return f"{path.stem}-{Path(_split_class(data)[1]).stem}"
+
+
+def _override(spec: dict[str, Any], override: str, problems: list[Problem]) -> None:
+    path, equals, text = override.removeprefix("+").partition("=")
+    if not equals or not path:
+        remedy = "Write key.path=value"
+        problems.append(Problem("override", override, "is not key.path=value", remedy))
+        return
+    try:
+        set_path(spec, path, parse_yaml(text))
+    except KeyError:
+        remedy = "Give the whole list or mapping"
+        problems.append(Problem("override", path, "cannot be set by parts here", remedy))
+    except yaml.YAMLError:
+        problems.append(Problem("override", path, f"{text!r} is not YAML"))
+
+
+def _child(holder: Any, part: str) -> Any:
+    if isinstance(holder, list):
+        items = cast("list[Any]", holder)
+        return items[_position(items, part)]
+    if not isinstance(holder, dict):
+        raise KeyError(part)
+    mapping = cast("dict[str, Any]", holder)
+    if mapping.get(part) is None:
+        mapping[part] = {}
+    return mapping[part]
+
+
+def _position(items: list[Any], part: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise KeyError(part)
+    return int(part)
+
+
+def _data_source(entry: str, default_class: str) -> dict[str, str]:
+    dataset, file = _split_class(entry)
+    return {"dataset_name": dataset or default_class, "data_file": str(Path(file).resolve())}
+
+
+def _split_class(entry: str) -> tuple[str, str]:
+    """Split `[CLASS:]FILE`; one letter before the colon is a Windows drive, not a class."""
+    head, colon, tail = entry.partition(":")
+    if colon and len(head) > 1 and head.isidentifier():
+        return head, tail
+    return "", entry
+
+
+def _check_rules(study: StudySpec, source: str, problems: list[Problem]) -> None:
+    budget = asdict(study.budget)
+    if all(limit is None for limit in budget.values()):
+        keys = ", ".join(f"budget.{key}" for key in budget)
+        problems.append(Problem(source, "budget", f"has no limit; set at least one of {keys}"))
+    for key, limit in budget.items():
+        if key != "target" and limit is not None and limit <= 0:
+            problems.append(Problem(source, f"budget.{key}", f"got {limit}, allowed above 0"))
+    if study.algorithm.factor < 2:
+        got = f"got {study.algorithm.factor}, allowed 2 or more"
+        problems.append(Problem(source, "algorithm.factor", got))
+    if study.algorithm.min_survivors < 1:
+        got = f"got {study.algorithm.min_survivors}, allowed 1 or more"
+        problems.append(Problem(source, "algorithm.min_survivors", got))
+    rungs = study.algorithm.rungs or (1,)
+    if list(rungs) != sorted(set(rungs)) or rungs[0] < 1:
+        got = f"got {list(rungs)}, allowed rising epochs from 1"
+        problems.append(Problem(source, "algorithm.rungs", got))
+    if len(study.objectives) > 1:
+        got = f"got {len(study.objectives)} objectives, one is supported"
+        problems.append(Problem(source, "objectives", got, "Keep the one that decides"))
+    for path, (low, high) in study.search.ranges.items():
+        if low > high:
+            got = f"got [{low}, {high}], the low end is above the high end"
+            problems.append(Problem(source, f"search.ranges.{path}", got))
+
+
+# --- mapping -> dataclass, by the annotations above --------------------------------------------
+
+
+def _build(cls: type[Any], tree: Any, source: str, at: str, problems: list[Problem]) -> Any:
+    """Build a dataclass from a mapping; mistakes go to `problems` and the result is None."""
+    if cls is AlgorithmChoice and isinstance(tree, str):
+        tree = {"name": tree}
+    if not isinstance(tree, Mapping):
+        problems.append(Problem(source, at, f"got {tree!r}, expected a mapping"))
+        return None
+    mapping = cast("Mapping[str, Any]", tree)
+    hints = typing.get_type_hints(cls)
+    known = {item.name: item for item in fields(cls)}
+    before = len(problems)
+    for key in mapping:
+        if key not in known:
+            problems.append(_unknown_key(source, f"{at}{key}", str(key), list(known)))
+    values: dict[str, Any] = {}
+    for key in known:
+        if key in mapping:
+            values[key] = _convert(hints[key], mapping[key], source, f"{at}{key}", problems)
+        elif _required(known[key]):
+            problems.append(Problem(source, f"{at}{key}", "is missing", "It has no default"))
+    return cls(**values) if len(problems) == before else None
+
+
+def _required(item: Any) -> bool:
+    from dataclasses import MISSING
+
+    return item.default is MISSING and item.default_factory is MISSING
+
+
+def _unknown_key(source: str, key: str, name: str, known: list[str]) -> Problem:
+    near = difflib.get_close_matches(name, known, n=1)
+    if name in ("automl_policy", "workflow"):
+        remedy = "It is an option of one run: automl train TARGET --automl-policy auto|on|off"
+    elif near:
+        remedy = f"Did you mean {near[0]}?"
+    else:
+        remedy = f"Known here: {', '.join(sorted(known))}"
+    return Problem(source, key, "unknown key", remedy)
+
+
+def _convert(hint: Any, value: Any, source: str, key: str, problems: list[Problem]) -> Any:
+    try:
+        return _cast(hint, value, source, key, problems)
+    except _WrongTypeError as error:
+        problems.append(Problem(source, key, f"got {value!r}, expected {error}"))
+        return None
+
+
+class _WrongTypeError(Exception):
+    """Carries the words for what was expected."""
+
+
+def _cast(hint: Any, value: Any, source: str, key: str, problems: list[Problem]) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return _cast_union(arguments, value, source, key, problems)
+    if origin is Literal:
+        if value not in arguments:
+            raise _WrongTypeError(f"one of {', '.join(map(str, arguments))}")
+        return value
+    if origin is tuple:
+        return _cast_tuple(arguments, value, source, key, problems)
+    if origin is not None:
+        return _cast_mapping(arguments, value, source, key, problems)
+    if is_dataclass(hint):
+        return _build(cast("type[Any]", hint), value, source, f"{key}.", problems)
+    return _cast_scalar(hint, value)
+
+
+def _cast_union(
+    arguments: tuple[Any, ...], value: Any, source: str, key: str, problems: list[Problem]
+) -> Any:
+    if value is None and type(None) in arguments:
+        return None
+    expected: list[str] = []
+    for argument in arguments:
+        if argument is type(None):
+            continue
+        try:
+            return _cast(argument, value, source, key, problems)
+        except _WrongTypeError as error:
+            expected.append(str(error))
+    raise _WrongTypeError(" or ".join(expected))
+
+
+def _cast_tuple(
+    arguments: tuple[Any, ...], value: Any, source: str, key: str, problems: list[Problem]
+) -> Any:
+    if not isinstance(value, list | tuple):
+        raise _WrongTypeError("a list")
+    items = cast("Sequence[Any]", value)
+    if arguments[-1] is Ellipsis:
+        return tuple(_cast(arguments[0], item, source, key, problems) for item in items)
+    if len(items) != len(arguments):
+        raise _WrongTypeError(f"a list of {len(arguments)}")
+    pairs = zip(arguments, items, strict=True)
+    return tuple(_cast(argument, item, source, key, problems) for argument, item in pairs)
+
+
+def _cast_mapping(
+    arguments: tuple[Any, ...], value: Any, source: str, key: str, problems: list[Problem]
+) -> Any:
+    if not isinstance(value, Mapping):
+        raise _WrongTypeError("a mapping")
+    mapping = cast("Mapping[Any, Any]", value)
+    return {
+        str(name): _convert(arguments[1], item, source, f"{key}.{name}", problems)
+        for name, item in mapping.items()
+    }
+
+
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def _cast_scalar(hint: Any, value: Any) -> Any:
+    if hint is Any:
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise _WrongTypeError(_WORDS[hint])
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        items = cast("Mapping[str, Any]", value).items()
+        return {key: _plain(item) for key, item in items}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in cast("Sequence[Any]", value)]
+    return value
