@@ -1,0 +1,147 @@
+"""Engines by name and by file, and running one, or its graph where the engine cannot run.
+
+An engine and its graph are the same arithmetic: the backend was given the graph after the precision
+pass, and ONNX Runtime runs the result of the same pass where the engine's device is missing. The
+engine's sidecar names the graph file; that file, as it is now, gives the scores.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stereo.engines import base, precision
+from stereo.engines.base import Engine, EngineBackend
+from stereo.engines.ort import GraphEngine, OnnxRuntime
+from stereo.engines.trt import TensorRT
+from stereo.engines.trt_rtx import TensorRTRTX
+from stereo.errors import BackendMissingError, EngineError
+
+LOG = logging.getLogger(__name__)
+BACKENDS: dict[str, EngineBackend] = {
+    backend.name: backend for backend in (TensorRT(), TensorRTRTX(), OnnxRuntime())
+}  # in the order in which `auto` tries them
+SUFFIXES = {".engine": "tensorrt", ".plan": "tensorrt", ".rtx": "tensorrt_rtx"}
+
+
+def backend(name: str) -> EngineBackend:
+    """The backend `name`; `auto` is the first one that can build here.
+
+    Raises:
+        BackendMissingError: it cannot build on this machine.
+    """
+    if name == "auto":
+        return next(found for found in BACKENDS.values() if found.available() is None)
+    reason = BACKENDS[name].available()
+    if reason:
+        raise BackendMissingError(f"gen_trt_engine.backend={name}: {reason}")
+    return BACKENDS[name]
+
+
+def backend_for(path: Path) -> EngineBackend:
+    """The backend that an engine or graph file is for: what its sidecar says, else its suffix."""
+    facts = base.read_sidecar(path) or {}
+    return BACKENDS[facts.get("backend", SUFFIXES.get(path.suffix, "onnxruntime"))]
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """A loaded engine or graph and what to tell about it.
+
+    Attributes:
+        engine: callable on arrays by tensor name.
+        backend: who computes, in words for tables.
+        facts: sidecar of the graph (model, size, iterations); empty without one.
+        warnings: what a reader of the scores must know, for example exchanged files.
+    """
+
+    engine: Engine
+    backend: str
+    facts: dict[str, Any]
+    warnings: tuple[str, ...]
+
+
+def runnable(path: Path, *, threads: int | None = None) -> Runnable:
+    """Load an engine where this machine can run it, else the graph that it was built from.
+
+    Args:
+        path: an engine or a graph (.onnx).
+        threads: threads of ONNX Runtime; None uses every core this process may use.
+
+    Raises:
+        EngineError: no such file, or neither the engine nor its graph can run here.
+    """
+    if not path.is_file():
+        raise EngineError(f"{path}: no such file. Build it with depth_net gen_trt_engine")
+    facts = base.read_sidecar(path)
+    if facts is None:
+        return _without_sidecar(path, threads)
+    warnings = _changed(path, facts["sha256"], base.sidecar_path(path))
+    if facts["kind"] == "graph":
+        engine = GraphEngine(path.read_bytes(), threads=threads)
+        found = Runnable(engine, f"ONNX Runtime {engine.device} fp32", facts, warnings)
+    else:
+        found = _engine_or_graph(path, facts, warnings, threads)
+    for warning in found.warnings:
+        LOG.warning(warning)
+    return found
+
+
+def _without_sidecar(path: Path, threads: int | None) -> Runnable:
+    warning = f"{path}: no sidecar {base.sidecar_path(path).name}, so nothing about it is checked"
+    LOG.warning(warning)
+    owner = backend_for(path)
+    if owner.name == "onnxruntime":
+        engine: Engine = GraphEngine(path.read_bytes(), threads=threads)
+        return Runnable(engine, f"ONNX Runtime {engine.device}", {}, (warning,))
+    engine = owner.load(path)
+    return Runnable(engine, f"{owner.name} {engine.device}", {}, (warning,))
+
+
+def _engine_or_graph(
+    path: Path, facts: dict[str, Any], warnings: tuple[str, ...], threads: int | None
+) -> Runnable:
+    owner = backend_for(path)
+    source: dict[str, Any] = facts.get("source") or {}
+    kind = f"{owner.name} {facts['data_type']} engine"
+    if owner.name == "onnxruntime":
+        engine: Engine = GraphEngine(path.read_bytes(), threads=threads)
+        return Runnable(engine, f"ONNX Runtime {engine.device}, {kind}", source, warnings)
+    try:
+        engine = owner.load(path)
+    except EngineError as error:
+        reason = str(error).splitlines()[0]
+    else:
+        return Runnable(engine, f"{kind} on {engine.device}", source, warnings)
+    graph, recorded = _graph_of(path, facts, reason), facts["graph"]
+    converted = precision.convert(graph.read_bytes(), facts["data_type"])
+    warnings += _changed(graph, recorded["sha256"], base.sidecar_path(path))
+    engine = GraphEngine(converted, threads=threads)
+    words = f"ONNX Runtime {engine.device}, graph of {kind} (engine not runnable here: {reason})"
+    return Runnable(engine, words, source, warnings)
+
+
+def _graph_of(engine: Path, facts: dict[str, Any], reason: str) -> Path:
+    """The engine's graph: beside it (a copied bundle) before the place it was built from."""
+    recorded = Path(facts["graph"]["file"])
+    places = (engine.parent / recorded.name, engine.parent / recorded)
+    graph = next((place for place in places if place.is_file()), None)
+    if graph is None:
+        raise BackendMissingError(
+            f"{engine}: the engine cannot run here ({reason}), and its graph {recorded.name} is "
+            "not beside it. Copy the graph there, or run on a machine with an NVIDIA GPU"
+        )
+    return graph
+
+
+def _changed(path: Path, recorded: str, sidecar: Path) -> tuple[str, ...]:
+    """A warning when a file is not the one that a sidecar describes."""
+    found = base.sha256(path)
+    if found == recorded:
+        return ()
+    return (
+        f"{path}: sha256 {found} is not {recorded}, which {sidecar.name} records. The file was "
+        "exchanged or changed; scores are those of the file as it is now",
+    )

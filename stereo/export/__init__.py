@@ -1,0 +1,1 @@
+"""Networks to graphs, and the proof that a graph is the network."""
