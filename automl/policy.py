@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from automl.errors import AutoMLError
+from automl.trial import TRIAL_VARIABLE
 
 Wish = Literal["auto", "on", "off"]
 WISHES: tuple[Wish, ...] = ("auto", "on", "off")
-TRIAL_VARIABLE = "DEPTHTUNE_TRIAL"  # set in the environment of a trial: a study starts no study
 
 OFF_PHRASES = (
     "turn off automl",
@@ -268,7 +268,7 @@ def decide(
 
 def status_line(decision: Decision) -> str:
     """The decision as one line of `status.json`."""
-    now = datetime.now(UTC)
+    now = datetime.now().astimezone()
     route = {"study": "AutoML study", "plain": "plain training", "direct": "direct action"}
     message = f"AutoML policy row {decision.row}: {route[decision.kind]}"
     return json.dumps(
@@ -278,7 +278,7 @@ def status_line(decision: Decision) -> str:
             "status": "RUNNING",
             "verbosity": decision.level,
             "message": f"{message}: {decision.report}" if decision.report else message,
-            "timestamp": now.isoformat(timespec="seconds"),
+            "timestamp": now.astimezone(UTC).isoformat(),
         }
     )
 

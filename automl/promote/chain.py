@@ -1,0 +1,604 @@
+"""The promotion of a study's best trial, as a list of steps.
+
+A step is data: the action it runs, the files it reads, the values it sets in the trial's spec.
+Its outcome is an event of the study with a hash of everything it depended on, so a step that
+succeeded with the same inputs is skipped and an interrupted promotion goes on where it was.
+
+Checkpoint, graph and engine are scored on the same validation data. An engine has one input
+size; where the validation images differ in size, the checkpoint is scored once more at that size,
+and that score is the one the engine is compared with. Scores keep the trainer's units.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from automl.contract import Status, Trainable, find_trainable
+from automl.errors import AutoMLError, NoResultError, PromotionError
+from automl.promote.isolated import Outcome, run_action
+from automl.store import Study, TrialRecord, code_version
+from automl.study_spec import get_path, merge, set_path
+
+BUNDLE_FORMAT_VERSION = 1
+PRECISION_KEY = "gen_trt_engine.tensorrt.data_type"
+# Largest accepted difference between the scores of engine and checkpoint, by engine precision.
+DEFAULT_LIMITS: Mapping[str, Mapping[str, float]] = {
+    "fp32": {"epe": 0.05},  # px
+    "fp16": {"epe": 0.2},  # px
+}
+VERSIONED = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "optuna", "ray")
+
+
+class StepChoiceError(AutoMLError):
+    """`--from`, `--to` or `--only` names no step, or skips one that never succeeded."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What the steps so far have produced.
+
+    Attributes:
+        files: role (`checkpoint`, `baseline_checkpoint`, `graph`, `engine`, ...) -> file.
+        metrics: step -> its metrics.
+    """
+
+    files: dict[str, Path] = field(default_factory=dict[str, Path])
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the engine's input, in pixels: the padded validation size."""
+        return int(self.metrics["check"]["height"]), int(self.metrics["check"]["width"])
+
+    @property
+    def mixed_sizes(self) -> bool:
+        """Whether validation images differ in padded size."""
+        return bool(self.metrics["check"].get("mixed_sizes", 0.0))
+
+    def engine_input(self) -> dict[str, Any]:
+        """How images get to the engine's size: padded where all fit, else resized."""
+        if not self.mixed_sizes:
+            return {"evaluate.native_padded": True}
+        height, width = self.size
+        return {"evaluate.input_height": height, "evaluate.input_width": width}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One link of the chain.
+
+    Attributes:
+        name: as recorded, and as `--from`, `--to` and `--only` accept it.
+        action: what the trainer is asked to do.
+        does: sentence for plan and help.
+        needs: roles of the files it reads.
+        gives: role of a file it leaves -> role of the same file in `Materials.files`.
+        sets: values it puts into the spec, by dotted path.
+        applies: whether it is part of this promotion.
+    """
+
+    name: str
+    action: str
+    does: str
+    needs: tuple[str, ...] = ()
+    gives: Mapping[str, str] = field(default_factory=dict[str, str])
+    sets: Callable[[Materials], dict[str, Any]] = lambda _: {}
+    applies: Callable[[Materials], bool] = lambda _: True
+
+
+def _export_values(materials: Materials) -> dict[str, Any]:
+    height, width = materials.size
+    return {
+        "export.checkpoint": str(materials.files["checkpoint"]),
+        "export.input_height": height,
+        "export.input_width": width,
+    }
+
+
+def _scores(role: str) -> Callable[[Materials], dict[str, Any]]:
+    def values(materials: Materials) -> dict[str, Any]:
+        file = str(materials.files[role])
+        if role.endswith("checkpoint"):
+            return {"evaluate.checkpoint": file, "evaluate.trt_engine": None}
+        engine = {"evaluate.checkpoint": None, "evaluate.trt_engine": file}
+        return engine | materials.engine_input()
+
+    return values
+
+
+STEPS = (
+    Step("check", "check", "read all validation data and find the input size of the engine"),
+    Step(
+        "evaluate",
+        "evaluate",
+        "score the best trial's checkpoint on all validation data",
+        needs=("checkpoint",),
+        sets=_scores("checkpoint"),
+    ),
+    Step(
+        "evaluate_at_engine_size",
+        "evaluate",
+        "score the checkpoint at the engine's size (only where validation images differ in size)",
+        needs=("checkpoint",),
+        sets=lambda materials: _scores("checkpoint")(materials) | materials.engine_input(),
+        applies=lambda materials: materials.mixed_sizes,
+    ),
+    Step(
+        "export",
+        "export",
+        "write the ONNX graph and check it against the checkpoint",
+        needs=("checkpoint",),
+        gives={"graph": "graph", "sidecar": "graph_sidecar"},
+        sets=_export_values,
+    ),
+    Step(
+        "graph_evaluate",
+        "evaluate",
+        "score the graph on the same data",
+        needs=("graph",),
+        sets=_scores("graph"),
+    ),
+    Step(
+        "gen_trt_engine",
+        "gen_trt_engine",
+        "build the engine from the graph",
+        needs=("graph",),
+        gives={"engine": "engine", "sidecar": "engine_sidecar"},
+        sets=lambda materials: {"gen_trt_engine.onnx_file": str(materials.files["graph"])},
+    ),
+    Step(
+        "trt_evaluate",
+        "evaluate",
+        "score the engine on the same data",
+        needs=("engine", "graph"),
+        sets=_scores("engine"),
+    ),
+    Step(
+        "pictures_baseline",
+        "pictures",
+        "draw the first validation samples as trial 0 sees them",
+        needs=("baseline_checkpoint",),
+        sets=_scores("baseline_checkpoint"),
+        applies=lambda materials: "baseline_checkpoint" in materials.files,
+    ),
+    Step(
+        "pictures_best",
+        "pictures",
+        "draw the same samples as the best trial sees them",
+        needs=("checkpoint",),
+        sets=_scores("checkpoint"),
+    ),
+)
+BUNDLE_STEP = "bundle"
+STEP_NAMES = (*(step.name for step in STEPS), BUNDLE_STEP)
+PICTURE_DIRECTORIES = {"pictures_baseline": "baseline", "pictures_best": "best"}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a promotion leaves behind.
+
+    Attributes:
+        directory: the bundle, or None when the selected steps end before it.
+        accepted: whether the scores of the engine are inside the limits.
+        metrics: metric -> {checkpoint, graph, engine, difference, unit}.
+        problems: why it was rejected, one sentence each.
+    """
+
+    directory: Path | None
+    accepted: bool
+    metrics: dict[str, dict[str, Any]]
+    problems: tuple[str, ...] = ()
+
+
+def promote(
+    study: Study,
+    trainable: str | Trainable = "depth_net",
+    *,
+    from_: str | None = None,
+    to: str | None = None,
+    only: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Bundle:
+    """Run the chain for the study's best complete trial.
+
+    Args:
+        study: opened for writing.
+        trainable: name for `find_trainable`; actions run in processes of their own.
+        from_: first step; the steps before it must have succeeded earlier.
+        to: last step.
+        only: the one step to run.
+        say: told in words what happens.
+
+    Raises:
+        NoResultError: the study has no complete trial.
+        PromotionError: a step failed.
+        StepChoiceError: unknown step, or one that was skipped has never succeeded.
+    """
+    name = trainable if isinstance(trainable, str) else _name_of(trainable)
+    best = study.best()
+    if best is None:
+        raise NoResultError(
+            f"{study.directory}: no trial is complete, so there is nothing to promote. "
+            "See `automl status` for how the trials ended"
+        )
+    return _Promotion(study, best, name, say).run(_selected(from_, to, only))
+
+
+def _name_of(trainable: Trainable) -> str:
+    kind = type(trainable)
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _selected(from_: str | None, to: str | None, only: str | None) -> tuple[str, ...]:
+    for option, name in (("--from", from_), ("--to", to), ("--only", only)):
+        if name is not None and name not in STEP_NAMES:
+            raise StepChoiceError(
+                f"{option}: got {name!r}, allowed {', '.join(STEP_NAMES)}. Name one of these steps."
+            )
+    if only is not None:
+        if from_ is not None or to is not None:
+            raise StepChoiceError(
+                "--only: cannot be combined with --from or --to. Use one of them."
+            )
+        from_ = to = only
+    first = STEP_NAMES.index(from_) if from_ else 0
+    last = STEP_NAMES.index(to) if to else len(STEP_NAMES) - 1
+    if first > last:
+        raise StepChoiceError(f"--from {from_} comes after --to {to}. Exchange them.")
+    return STEP_NAMES[first : last + 1]
+
+
+class _Promotion:
+    """One pass over the chain."""
+
+    def __init__(
+        self, study: Study, best: TrialRecord, trainable: str, say: Callable[[str], None]
+    ) -> None:
+        self.study = study
+        self.best = best
+        self.trainable = trainable
+        self.say = say
+        self.materials = Materials()
+        self.backends: dict[str, str] = {}
+        self.hashes: dict[Path, str] = {}
+        metadata = find_trainable(trainable).schema_dir / study.resolved.study.model / "model.json"
+        self.model: dict[str, Any] = json.loads(metadata.read_text(encoding="utf-8"))
+
+    def run(self, selected: Sequence[str]) -> Bundle:
+        self.materials.files["checkpoint"] = _final_checkpoint(self.study, self.best)
+        baseline = self.study.baseline()
+        if baseline is not None and baseline.checkpoint and baseline.checkpoint.is_file():
+            self.materials.files["baseline_checkpoint"] = baseline.checkpoint
+        for step in STEPS:
+            if STEP_NAMES.index(step.name) > STEP_NAMES.index(selected[-1]):
+                break
+            if step.applies(self.materials):
+                self._do(step, may_run=step.name in selected)
+        if selected[-1] != BUNDLE_STEP:
+            return Bundle(None, accepted=True, metrics={})
+        return self._bundle()
+
+    # --- steps ---
+
+    def _do(self, step: Step, *, may_run: bool) -> None:
+        spec = self._spec(step)
+        inputs_hash = self._inputs_hash(step, spec)
+        event = self.study.promotion.get(step.name)
+        if event is None or not self._still_holds(event, inputs_hash):
+            if not may_run:
+                raise StepChoiceError(
+                    f"step {step.name}: has not succeeded with the present inputs, and the "
+                    f"selected steps need it. Run `automl promote {self.study.name} --from "
+                    f"{step.name}`"
+                )
+            event = self._run(step, spec, inputs_hash)
+        else:
+            self.say(f"{step.name}: unchanged, kept")
+        self._take(step, event)
+
+    def _run(self, step: Step, spec: dict[str, Any], inputs_hash: str) -> Mapping[str, Any]:
+        self.say(f"{step.name}: {step.does}")
+        directory = self._directory(step)
+        shutil.rmtree(directory, ignore_errors=True)
+        self.hashes = {
+            path: digest
+            for path, digest in self.hashes.items()
+            if not path.is_relative_to(directory.resolve())
+        }
+        outcome = run_action(self.trainable, step.action, spec, directory)
+        problem = _problem_of(step, outcome)
+        self.study.append(
+            {
+                "kind": "promotion_step",
+                "step": step.name,
+                "trial": self.best.id,
+                "status": "failed" if problem else "ok",
+                "inputs_hash": inputs_hash,
+                "artifacts": {
+                    role: {"path": self._relative(path), "sha256": self._sha256(path)}
+                    for role, path in outcome.artifacts.items()
+                    if path.is_file()
+                },
+                "metrics": outcome.metrics,
+                "detail": problem or outcome.detail,
+            }
+        )
+        if problem:
+            raise PromotionError(
+                f"promotion step {step.name} of trial {self.best.id}: {problem}\n"
+                f"Files: {directory}. Try again with `automl promote {self.study.name}`"
+            )
+        return self.study.promotion[step.name]
+
+    def _take(self, step: Step, event: Mapping[str, Any]) -> None:
+        """Make an outcome, new or recorded, available to the steps after it."""
+        files = {role: self._absolute(item["path"]) for role, item in event["artifacts"].items()}
+        for role, kept_as in step.gives.items():
+            if role in files:
+                self.materials.files[kept_as] = files[role]
+        self.materials.metrics[step.name] = {
+            name.removeprefix("val/"): value for name, value in event["metrics"].items()
+        }
+        self.backends[step.name] = _backend(files, event["detail"])
+
+    def _still_holds(self, event: Mapping[str, Any], inputs_hash: str) -> bool:
+        if event["status"] != "ok" or event["inputs_hash"] != inputs_hash:
+            return False
+        files = event["artifacts"].values()
+        paths = [(self._absolute(item["path"]), item["sha256"]) for item in files]
+        return all(path.is_file() and self._sha256(path) == digest for path, digest in paths)
+
+    def _spec(self, step: Step) -> dict[str, Any]:
+        """The best trial's spec, scored on the validation data, with the step's own values."""
+        resolved = self.study.resolved
+        params = self.best.params
+        if step.name == "pictures_baseline":
+            params = cast("TrialRecord", self.study.baseline()).params
+        spec = resolved.space.apply(resolved.base_spec, params)
+        self._score_validation_data(spec)
+        for path, value in step.sets(self.materials).items():
+            set_path(spec, path, value)
+        return spec
+
+    def _score_validation_data(self, spec: dict[str, Any]) -> None:
+        """Let the test split be the validation split, with its batch size and workers."""
+        keys: Mapping[str, str] = self.model["data_keys"]
+        sections = {split: keys[split].rpartition(".")[0] for split in ("val", "test")}
+        if sections["val"] != sections["test"]:
+            test: dict[str, Any] = get_path(spec, sections["test"]) or {}
+            set_path(spec, sections["test"], merge(test, get_path(spec, sections["val"])))
+        set_path(spec, keys["test"], get_path(spec, keys["val"]))
+
+    def _inputs_hash(self, step: Step, spec: Mapping[str, Any]) -> str:
+        sources: list[dict[str, str]] = get_path(spec, self.model["data_keys"]["val"])
+        files = [self.materials.files[role] for role in step.needs]
+        files += [Path(source["data_file"]) for source in sources]
+        depends_on = {
+            "action": step.action,
+            "spec": spec,
+            "files": [self._sha256(file) for file in files if file.is_file()],
+            "version": code_version(),
+        }
+        text = json.dumps(depends_on, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _directory(self, step: Step) -> Path:
+        if step.name in PICTURE_DIRECTORIES:
+            return self.study.directory / "pictures" / PICTURE_DIRECTORIES[step.name]
+        return self.study.directory / "promotion" / step.name
+
+    def _relative(self, path: Path) -> str:
+        try:
+            return str(path.resolve().relative_to(self.study.directory.resolve()))
+        except ValueError:
+            return str(path.resolve())
+
+    def _absolute(self, path: str) -> Path:
+        return self.study.directory.resolve() / path
+
+    def _sha256(self, path: Path) -> str:
+        """Hash of a file; each file is read once per promotion."""
+        path = path.resolve()
+        if path not in self.hashes:
+            with path.open("rb") as file:
+                self.hashes[path] = hashlib.file_digest(file, "sha256").hexdigest()
+        return self.hashes[path]
+
+    # --- the bundle ---
+
+    def _bundle(self) -> Bundle:
+        resolved = self.study.resolved
+        spec = resolved.space.apply(resolved.base_spec, self.best.params)
+        precision = get_path(spec, PRECISION_KEY) or "fp32"
+        limits = {**DEFAULT_LIMITS.get(precision, {}), **resolved.study.promote.limits}
+        table = self._parity()
+        problems = tuple(_outside(table, limits, asked_for=resolved.study.promote.limits))
+        directory = self.study.directory / "bundle"
+        self.say(f"{BUNDLE_STEP}: copy the files and verify their hashes")
+        partial = directory.with_name("bundle.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        content = {
+            "format_version": BUNDLE_FORMAT_VERSION,
+            "model": resolved.study.model,
+            "study": self.study.name,
+            "trial": self.best.id,
+            "params": self.best.params,
+            "accepted": not problems,
+            "rejected": list(problems),
+            "steps": [self._step_record(name) for name in self.materials.metrics],
+            "metrics": table,
+            "limits": {"precision": precision, **limits},
+            "backends": {role: self.backends[name] for role, name in self._scored().items()},
+            "files": self._copy(partial, spec),
+            "versions": dict(_versions()),
+            "spec": spec,
+        }
+        _write_text(partial / "bundle.json", json.dumps(content, indent=2, default=str) + "\n")
+        _exchange(partial, directory)
+        self.study.append(
+            {
+                "kind": "promotion_step",
+                "step": BUNDLE_STEP,
+                "trial": self.best.id,
+                "status": "rejected" if problems else "ok",
+                "inputs_hash": "",
+                "artifacts": {"bundle": {"path": "bundle/bundle.json"}},
+                "metrics": {},
+                "detail": "; ".join(problems),
+            }
+        )
+        return Bundle(directory, not problems, table, problems)
+
+    def _scored(self) -> dict[str, str]:
+        """What was scored -> the step whose score is compared."""
+        scored = {
+            "native": "evaluate",
+            "checkpoint": "evaluate_at_engine_size" if self.materials.mixed_sizes else "evaluate",
+            "graph": "graph_evaluate",
+            "engine": "trt_evaluate",
+        }
+        return {role: step for role, step in scored.items() if step in self.materials.metrics}
+
+    def _parity(self) -> dict[str, dict[str, Any]]:
+        """Metric -> values of checkpoint, graph and engine at the engine's size, and difference.
+
+        `native` is the checkpoint's score at the images' own sizes.
+        """
+        scores = {role: self.materials.metrics[step] for role, step in self._scored().items()}
+        declared = self.model.get("metrics", {})
+        table: dict[str, dict[str, Any]] = {}
+        for metric in scores["checkpoint"]:
+            if all(metric in values for values in scores.values()):
+                values = {role: of[metric] for role, of in scores.items()}
+                difference = values["engine"] - values["checkpoint"]
+                unit = declared.get(f"val/{metric}", {}).get("unit", "")
+                table[metric] = {**values, "difference": difference, "unit": unit}
+        return table
+
+    def _step_record(self, name: str) -> dict[str, Any]:
+        event = self.study.promotion[name]
+        keys = ("step", "status", "time", "inputs_hash", "detail")
+        return {key: event[key] for key in keys}
+
+    def _copy(self, target: Path, spec: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Copy the files, verify the copies, and describe them by role."""
+        roles = ("checkpoint", "graph", "graph_sidecar", "engine", "engine_sidecar")
+        files: dict[str, dict[str, Any]] = {}
+        for role in roles:
+            source = self.materials.files.get(role)
+            if source is None:
+                continue
+            copy = target / ("checkpoint" + source.suffix if role == "checkpoint" else source.name)
+            shutil.copyfile(source, copy)
+            if _digest(copy) != self._sha256(source):
+                raise PromotionError(
+                    f"{copy}: the copy differs from {source}. Check the disk and promote again"
+                )
+            files[role] = _describe(copy)
+        _write_text(target / "spec.yaml", yaml.safe_dump(dict(spec), sort_keys=False))
+        files["spec"] = _describe(target / "spec.yaml")
+        return files
+
+
+def _final_checkpoint(study: Study, trial: TrialRecord) -> Path:
+    """The checkpoint of exactly the epoch that made the trial the best."""
+    if trial.checkpoint is None or not trial.checkpoint.is_file():
+        raise PromotionError(
+            f"{study.directory}: the checkpoint of trial {trial.id} ({trial.checkpoint}) is gone. "
+            "Restore it, or run the study again under another --name"
+        )
+    return trial.checkpoint
+
+
+def _problem_of(step: Step, outcome: Outcome) -> str:
+    """Why an outcome does not count as success; empty when it does."""
+    if outcome.status != Status.OK:
+        return f"{outcome.status}: {outcome.detail}"
+    wrong = [name for name, value in outcome.metrics.items() if not math.isfinite(value)]
+    if wrong:
+        return f"not finite: {', '.join(wrong)}"
+    missing = [role for role in step.gives if role not in outcome.artifacts]
+    missing = [role for role in missing if role != "sidecar"]
+    return f"the trainer left no {', '.join(missing)}" if missing else ""
+
+
+def _backend(files: Mapping[str, Path], detail: str) -> str:
+    """Who computed a score, in the trainer's words."""
+    results = files.get("results")
+    if results is not None:
+        recorded: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))
+        if "backend" in recorded:
+            return str(recorded["backend"])
+    return detail
+
+
+def _outside(
+    table: Mapping[str, Mapping[str, Any]],
+    limits: Mapping[str, float],
+    *,
+    asked_for: Mapping[str, float],
+) -> Iterator[str]:
+    """One sentence for each limit that is not kept, or cannot be judged."""
+    for metric, limit in limits.items():
+        if metric not in table:
+            if metric in asked_for:
+                yield f"{metric}: promote.limits names it, but it was not scored"
+            continue
+        row = table[metric]
+        for role in ("graph", "engine"):
+            difference = abs(row[role] - row["checkpoint"])
+            if not difference <= limit:
+                yield (
+                    f"{metric}: {role} {row[role]:.4g} differs from the checkpoint's "
+                    f"{row['checkpoint']:.4g} by {difference:.4g} {row['unit']}, allowed {limit:g}"
+                )
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    yield "depthtune", code_version()
+    yield "python", platform.python_version()
+    for name in VERSIONED:
+        try:
+            yield name, importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    return {"path": path.name, "sha256": _digest(path), "bytes": path.stat().st_size}
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _exchange(new: Path, place: Path) -> None:
+    """Put a finished directory in place of an older one; a kill leaves one of the two."""
+    old = place.with_name(place.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        place.rename(old)
+    new.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
