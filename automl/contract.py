@@ -137,8 +137,8 @@ def find_trainable(name: str = "depth_net") -> Trainable:
     trainable = _load(name)()
     if not isinstance(trainable, Trainable):
         raise TrainableError(
-            f"trainable {name}: {type(trainable).__name__} lacks a part of automl.contract.Trainable"
-            " (schema_dir, run, objective, template, embedded_data). Add the missing part"
+            f"trainable {name}: {type(trainable).__name__} lacks a part of the contract"
+            " automl.contract.Trainable (schema_dir, run, objective, template, embedded_data). Add the missing part"
         )
     return cast(Trainable, trainable)
 

