@@ -1,0 +1,531 @@
+"""YAML, mappings and overrides -> one checked `ExperimentSpec`, all mistakes in one error.
+
+Values are laid over each other by key: dataclass defaults, the packaged template of the verb, the
+spec, the overrides; lists and scalars replace. Only what remains is checked: types and unknown
+keys by an OmegaConf structured config, ranges by the declared facts, relations by `rules.RULES`.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from stereo.errors import SpecError, SpecProblem
+from stereo.spec import rules
+from stereo.spec.data import STEREO_DATASETS, DataSource
+from stereo.spec.experiment import (
+    ACTIONS,
+    MODEL_KEY,
+    SHORTHANDS,
+    ExperimentSpec,
+    packaged_values,
+)
+from stereo.spec.fields import MISSING, Node, leaves, walk
+
+LOG = logging.getLogger(__name__)
+COMMAND_LINE = "command line"
+_NODES: Mapping[str, Node] = {node.path: node for node in walk(ExperimentSpec)}
+_SOURCE_KEYS = ("dataset_name", "data_file")
+_Spec = TypeVar("_Spec")
+
+
+def load_spec(
+    source: Path | Mapping[str, Any] | None,
+    overrides: Sequence[str] = (),
+    *,
+    action: str,
+    model: str | None = None,
+) -> ExperimentSpec:
+    """Load the experiment for one verb.
+
+    Args:
+        source: a YAML file, a mapping of the same form, or None for the template alone.
+        overrides: `key.path=value` with the value in YAML; `+key=value` means the same.
+        action: a verb; its required fields must have values afterwards.
+        model: model key; default: the one model there is.
+
+    Raises:
+        SpecError: with every mistake of the spec and the overrides.
+    """
+    _known_action(action)
+    name = (
+        "spec" if isinstance(source, Mapping) else str(source or f"template {MODEL_KEY}/{action}")
+    )
+    loader = _Loader(action, name)
+    if model is not None and (fault := rules.model_key_fault(model)):
+        loader.fault("model key", model, *fault)
+    if isinstance(source, Path):
+        loader.add_document(_read_document(source))
+    elif source is not None:
+        loader.add_document(_Document(source, name))
+    for override in overrides:
+        loader.add_override(override)
+    return loader.finish()
+
+
+def to_dict(spec: ExperimentSpec) -> dict[str, Any]:
+    """The spec as plain JSON types; null and open values are kept."""
+    return asdict(spec)
+
+
+def template(model: str, action: str) -> dict[str, Any]:
+    """The packaged template of a verb as a nested mapping, open values as `???`."""
+    if fault := rules.model_key_fault(model):
+        raise SpecError([SpecProblem("model key", model, *fault)])
+    _known_action(action)
+    nested: dict[str, Any] = {}
+    for path, value in packaged_values(action).items():
+        *parents, name = path.split(".")
+        level = nested
+        for parent in parents:
+            level = level.setdefault(parent, {})
+        level[name] = copy.deepcopy(value)
+    return nested
+
+
+def _known_action(action: str) -> None:
+    if action not in ACTIONS:
+        raise SpecError([SpecProblem("action", action, f"unknown, allowed {', '.join(ACTIONS)}")])
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """Safe YAML where `1e-5` is a number, as in YAML 1.2."""
+
+
+_YamlLoader.add_implicit_resolver(  # pyright: ignore[reportUnknownMemberType]
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+@dataclass(frozen=True)
+class _Document:
+    """A mapping, what it is called, and the lines of its keys where it came from a file."""
+
+    values: Mapping[str, Any]
+    name: str
+    lines: Mapping[str, int] = field(default_factory=dict[str, int])
+    problems: Sequence[SpecProblem] = ()
+
+    def place(self, path: str) -> str:
+        return f"{self.name}:{self.lines[path]}" if path in self.lines else self.name
+
+
+def _read_document(path: Path) -> _Document:
+    try:
+        loader = _YamlLoader(path.read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        values: Any = {} if root is None else cast(Any, loader).construct_document(root)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        problem = SpecProblem(str(path), "", f"cannot be read: {reason}", "Check the path")
+        raise SpecError([problem]) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError([_syntax_problem(path, error)]) from None
+    if not isinstance(values, dict):
+        problem = SpecProblem(str(path), "", "holds no mapping", "Write `section:` and its keys")
+        raise SpecError([problem])
+    lines: dict[str, int] = {}
+    problems: list[SpecProblem] = []
+    for key, line in _key_lines(root):
+        if key in lines:
+            problem = f"given twice, first in line {lines[key]}"
+            problems.append(SpecProblem(f"{path}:{line}", key, problem, "Keep one of them"))
+        lines.setdefault(key, line)
+    return _Document(cast("dict[str, Any]", values), str(path), lines, problems)
+
+
+def _syntax_problem(path: Path, error: Exception) -> SpecProblem:
+    mark = getattr(error, "problem_mark", None)
+    place = str(path) if mark is None else f"{path}:{mark.line + 1}"
+    detail = getattr(error, "problem", None) or str(error)
+    return SpecProblem(place, "", f"is not valid YAML: {detail}")
+
+
+def _key_lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """Dotted path and line, from 1, of every key and list item below a YAML node."""
+    if isinstance(node, yaml.MappingNode):
+        pairs = cast("list[tuple[yaml.Node, yaml.Node]]", node.value)
+        for key, value in pairs:
+            path = f"{prefix}{key.value}"
+            yield path, key.start_mark.line + 1
+            yield from _key_lines(value, f"{path}.")
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(cast("list[yaml.Node]", node.value)):
+            yield f"{prefix}{index}", value.start_mark.line + 1
+            yield from _key_lines(value, f"{prefix}{index}.")
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A value laid over the default of a field, and the document it stands in."""
+
+    value: Any
+    document: _Document
+
+
+class _Loader:
+    """Collects values and mistakes, then builds the spec."""
+
+    def __init__(self, action: str, name: str) -> None:
+        self.action = action
+        self.name = name
+        packaged = _Document({}, name)
+        self.given = {path: _Given(v, packaged) for path, v in packaged_values(action).items()}
+        self.by_user: set[str] = set()
+        self.problems: list[SpecProblem] = []
+        self.failed: set[str] = set()
+        self.config = OmegaConf.structured(ExperimentSpec)
+
+    def fault(self, place: str, key: str, problem: str, remedy: str = "") -> None:
+        self.problems.append(SpecProblem(place, key, problem, remedy))
+        self.failed.add(key)
+
+    # -- laying values over each other -------------------------------------------------------
+
+    def add_document(self, document: _Document) -> None:
+        self.problems.extend(document.problems)
+        self._add_mapping(document.values, "", document)
+
+    def _add_mapping(self, values: Mapping[Any, Any], prefix: str, document: _Document) -> None:
+        for name, value in values.items():
+            path = f"{prefix}{name}"
+            node = _NODES.get(path)
+            if node is None:
+                self._unknown(path, value, document)
+            elif node.kind != "section":
+                self._give(path, value, document)
+            elif isinstance(value, Mapping):
+                self._add_mapping(cast("Mapping[Any, Any]", value), f"{path}.", document)
+            elif value is not None:
+                self.fault(document.place(path), path, f"got {value!r}, needs keys below it")
+
+    def _give(self, path: str, value: Any, document: _Document) -> None:
+        self.given[path] = _Given(value, document)
+        self.by_user.add(path)
+
+    def add_override(self, override: str) -> None:
+        key, equals, text = override.removeprefix("+").partition("=")
+        key = SHORTHANDS.get(key, key).format(action=self.action)
+        if not equals or not key:
+            self.fault(COMMAND_LINE, override, "is no override", "Write key.path=value")
+            return
+        try:
+            value: Any = yaml.load(text, _YamlLoader)
+        except yaml.YAMLError:
+            self.fault(COMMAND_LINE, key, f"{text!r} is not valid YAML", "Quote the value")
+            return
+        parent = self._list_above(key)
+        if parent is not None:
+            self._set_item(parent, key, value)
+            return
+        nested: dict[str, Any] = {}
+        *sections, name = key.split(".")
+        level = nested
+        for section in sections:
+            level = level.setdefault(section, {})
+        level[name] = value
+        self._add_mapping(nested, "", _Document(nested, COMMAND_LINE))
+
+    def _list_above(self, key: str) -> str | None:
+        """The list field that a path with an index points into."""
+        parts = key.split(".")
+        heads = (".".join(parts[:end]) for end in range(1, len(parts)))
+        return next((head for head in heads if head in _NODES and _NODES[head].item), None)
+
+    def _set_item(self, path: str, key: str, value: Any) -> None:
+        """Change one item of a list, one key of an item, or append the item after the last."""
+        index, _, name = key.removeprefix(f"{path}.").partition(".")
+        current = self.given[path].value if path in self.given else _NODES[path].default
+        items = copy.deepcopy(cast("list[Any]", current)) if isinstance(current, list) else []
+        if not index.isdecimal() or int(index) > len(items):
+            self.fault(COMMAND_LINE, key, f"no item {index}", f"The list has {len(items)} items")
+            return
+        if int(index) == len(items):
+            items.append({} if name else None)
+        if name and isinstance(items[int(index)], dict):
+            items[int(index)][name] = value
+        elif name:
+            self.fault(COMMAND_LINE, key, f"item {index} has no keys")
+        else:
+            items[int(index)] = value
+        self._give(path, items, _Document({}, COMMAND_LINE))
+
+    def _unknown(self, path: str, value: Any, document: _Document) -> None:
+        if isinstance(value, Mapping):
+            for name, below in cast("Mapping[Any, Any]", value).items():
+                if f"{path}.{name}" in rules.KEY_HINTS:
+                    self._unknown(f"{path}.{name}", below, document)
+                    return
+        if path in rules.OTHER_NETWORKS:
+            problem = f"belongs to {rules.OTHER_NETWORKS[path]}, not to {MODEL_KEY}"
+            self.fault(document.place(path), path, problem, "Remove the key")
+            return
+        self.fault(document.place(path), path, "unknown key", _nearest(path))
+
+    # -- checking what remains ---------------------------------------------------------------
+
+    def finish(self) -> ExperimentSpec:
+        for path, given in self.given.items():
+            self._check(_NODES[path], given)
+        values = self._resolved()
+        for node in leaves(ExperimentSpec):
+            self._check_range(node, _at(values, node.path))
+        self._check_required(values)
+        spec = _build(ExperimentSpec, values)
+        self._check_rules(spec)
+        if self.problems:
+            raise SpecError(self.problems)
+        return spec
+
+    def _check(self, node: Node, given: _Given) -> None:
+        place = given.document.place(node.path)
+        value = self._normalised(node, given.value)
+        if node.item == "section" and isinstance(value, list):
+            before = len(self.problems)
+            entries = enumerate(cast("list[Any]", value))
+            value = [self._entry(node, given.document, i, entry) for i, entry in entries]
+            if len(self.problems) > before:
+                self.failed.add(node.path)
+                return
+        if value == MISSING and not rules.is_open(node.default):
+            self.fault(place, node.path, "left open", f"Give {allowed(node)}")
+            return
+        try:
+            if _wrong_kind(node, value):
+                raise TypeError
+            OmegaConf.update(self.config, node.path, value)
+        except (OmegaConfBaseException, TypeError):
+            self._refuse(node, place, given.value)
+            return
+        if isinstance(value, str) and node.kind in ("int", "float", "bool") and "${" not in value:
+            self._warn(place, node.path, f"the text {value!r} is read as {_WORDS[node.kind]}")
+
+    def _normalised(self, node: Node, value: Any) -> Any:
+        """The value in its usual spelling: aliases, paths, tuples, empty text, sizes with units."""
+        if isinstance(value, Path):
+            return str(value)
+        if isinstance(value, tuple):
+            return list(cast("tuple[Any, ...]", value))
+        if not isinstance(value, str):
+            return value
+        if node.nullable and value in ("", MISSING):
+            return None
+        if node.facts.unit == "GiB":
+            return _gibibytes(value)
+        return rules.VALUE_ALIASES.get((node.path, value), value)
+
+    def _entry(self, node: Node, document: _Document, index: int, entry: Any) -> dict[str, Any]:
+        """One {dataset_name, data_file} with the name in its usual spelling."""
+        path = f"{node.path}.{index}"
+        place = document.place(path)
+        names = f"Dataset names: {', '.join(STEREO_DATASETS)}"
+        if not isinstance(entry, Mapping):
+            self.fault(place, path, f"got {entry!r}, needs dataset_name and data_file", names)
+            return {}
+        keys = dict(cast("Mapping[str, Any]", entry))
+        for name in _SOURCE_KEYS:
+            if keys.get(name) is None:
+                self.fault(place, path, f"{name} is missing", names)
+        for name in sorted(keys.keys() - set(_SOURCE_KEYS)):
+            self.fault(place, f"{path}.{name}", "unknown key", f"Keys: {', '.join(_SOURCE_KEYS)}")
+        given = str(keys.get("dataset_name") or MISSING)
+        known = {dataset.lower(): dataset for dataset in (*STEREO_DATASETS, MISSING)}
+        if given.lower() not in known and "${" not in given:
+            self.fault(place, f"{path}.dataset_name", f"got {given}", names)
+        keys["dataset_name"] = known.get(given.lower(), given)
+        return keys
+
+    def _resolved(self) -> dict[str, Any]:
+        """Plain values of the config, references like `${results_dir}` filled in."""
+        while True:
+            try:
+                return cast("dict[str, Any]", OmegaConf.to_container(self.config, resolve=True))
+            except OmegaConfBaseException as error:
+                node = _NODES.get(str(error.full_key or "").partition("[")[0])
+                if node is None:
+                    self.fault("spec", str(error.full_key), str(error))
+                    raise SpecError(self.problems) from None
+                reason = str(error).partition("\n")[0]
+                self.fault(self._place(node.path), node.path, f"cannot be resolved: {reason}")
+                OmegaConf.update(self.config, node.path, copy.deepcopy(node.default))
+
+    def _check_range(self, node: Node, value: Any) -> None:
+        if node.path in self.failed or value is None or value == MISSING:
+            return
+        items = cast("list[Any]", value) if isinstance(value, list) else [value]
+        right_length = node.kind != "list" or node.facts.length in (None, len(items))
+        if not right_length or not all(_in_range(node, item) for item in items):
+            self._refuse(node, self._place(node.path), value)
+
+    def _check_required(self, values: Mapping[str, Any]) -> None:
+        for path in ACTIONS[self.action].required:
+            value = _at(values, path)
+            if path in self.failed:
+                continue
+            if rules.is_open(value) or value == []:
+                self._open(path)
+            elif isinstance(value, list):
+                for index, entry in enumerate(cast("list[Mapping[str, Any]]", value)):
+                    for name in (n for n in _SOURCE_KEYS if entry[n] == MISSING):
+                        self._open(f"{path}.{index}.{name}")
+
+    def _open(self, path: str) -> None:
+        remedy = f"Set it in the spec or with {path}=VALUE"
+        if path in _DATA_LISTS:
+            names = ", ".join(STEREO_DATASETS)
+            remedy = f"Give a list of {{dataset_name, data_file}}; dataset names: {names}"
+        self.fault(self._place(path), path, f"required by {self.action}, not set", remedy)
+
+    def _check_rules(self, spec: ExperimentSpec) -> None:
+        for rule in rules.RULES:
+            applies = not rule.actions or self.action in rule.actions
+            if not applies or not self.failed.isdisjoint(rule.keys):
+                continue
+            problem = rule.broken(spec)
+            if problem is None:
+                continue
+            key = rule.keys[0]
+            place = next((self._place(k) for k in rule.keys if k in self.by_user), self.name)
+            if rule.warning:
+                self._warn(place, key, problem, rule.remedy)
+            else:
+                self.problems.append(SpecProblem(place, key, problem, rule.remedy))
+
+    # -- messages ----------------------------------------------------------------------------
+
+    def _place(self, path: str) -> str:
+        return self.given[path].document.place(path) if path in self.by_user else self.name
+
+    def _warn(self, place: str, key: str, problem: str, remedy: str = "") -> None:
+        LOG.warning("%s", SpecProblem(place, key, problem, remedy))
+
+    def _refuse(self, node: Node, place: str, value: Any) -> None:
+        hint = rules.VALUE_HINTS.get((node.path, value)) if isinstance(value, str) else None
+        near = get_close_matches(str(value), [str(c) for c in node.choices], 1)
+        if hint is None and near:
+            hint = f"Did you mean {near[0]}"
+        if hint is None and not rules.is_open(node.default):
+            hint = f"Remove the key for the default {node.default}"
+        self.fault(place, node.path, f"got {value!r}, allowed {allowed(node)}", hint or "")
+
+
+_DATA_LISTS = tuple(path for path, node in _NODES.items() if node.item == "section")
+
+
+def allowed(node: Node) -> str:
+    """The valid values of a field in words: `integer 2..8`, `list of 4 integers >= 1`."""
+    facts = node.facts
+    if node.item == "section":
+        return "a list of {dataset_name, data_file}"
+    if node.choices:
+        words = ", ".join(str(choice) for choice in node.choices)
+        words = f"a list of {words}" if node.kind == "list" else words
+    elif node.kind == "list":
+        count = "" if facts.length is None else f"{facts.length} "
+        least = "" if facts.item_low is None else f" >= {facts.item_low:g}"
+        words = f"a list of {count}{_WORDS[str(node.item)]}s{least}"
+    else:
+        words = _WORDS[node.kind] + _ends(node)
+    return f"{words} or null" if node.nullable else words
+
+
+_WORDS = {"int": "integer", "float": "number", "bool": "true or false", "string": "text"}
+
+
+def _ends(node: Node) -> str:
+    facts = node.facts
+    if facts.low is None:
+        return ""
+    zero = "0 or " if facts.zero_is_off else ""
+    if facts.high is None or math.isinf(facts.high):
+        return f" {zero}>= {facts.low:g}"
+    if facts.exclusive_low:
+        return f" > {facts.low:g} and <= {facts.high:g}"
+    return f" {zero}{facts.low:g}..{facts.high:g}"
+
+
+def _wrong_kind(node: Node, value: Any) -> bool:
+    """What OmegaConf would convert silently: a truth value as text, a list inside a list."""
+    if node.kind == "string":
+        return isinstance(value, bool)
+    if node.kind == "list" and node.item != "section" and isinstance(value, list):
+        return any(isinstance(item, bool | list | dict) for item in cast("list[Any]", value))
+    return False
+
+
+def _in_range(node: Node, value: Any) -> bool:
+    """Whether a number, or a list's item, lies between the declared ends."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return True
+    facts = node.facts
+    if not math.isfinite(value):
+        return False
+    if node.kind == "list":
+        return facts.item_low is None or value >= facts.item_low
+    if facts.options:
+        return value in facts.options
+    if facts.zero_is_off and value == 0:
+        return True
+    if facts.low is not None and (
+        value < facts.low or (facts.exclusive_low and value == facts.low)
+    ):
+        return False
+    return facts.high is None or value <= facts.high
+
+
+def _gibibytes(text: str) -> int | str:
+    """A size with its unit in whole GiB, rounded up; the text itself when it is none."""
+    match = re.fullmatch(r"(\d+)\s*(GiB|MiB)", text, re.IGNORECASE)
+    if match is None:
+        return text
+    size = int(match[1])
+    return size if match[2].lower() == "gib" else math.ceil(size / 1024)
+
+
+def _nearest(path: str) -> str:
+    """What an unknown key probably should be."""
+    name = path.rpartition(".")[2]
+    hint = rules.KEY_HINTS.get(path) or rules.NAME_HINTS.get(name)
+    if hint:
+        return hint[0].upper() + hint[1:]
+    parent = path.rpartition(".")[0]
+    siblings = [n.name for n in _NODES.values() if n.path.rpartition(".")[0] == parent]
+    same_name = [p for p, node in _NODES.items() if node.name == name]
+    near = [f"{parent}.{s}" if parent else s for s in get_close_matches(name, siblings, 2)]
+    near += same_name[:2] if len(same_name) <= 2 else []
+    near = near or get_close_matches(path, list(_NODES), 2)
+    return f"Nearest: {', '.join(dict.fromkeys(near))}" if near else "Remove the key"
+
+
+def _at(values: Mapping[str, Any], path: str) -> Any:
+    value: Any = values
+    for name in path.split("."):
+        value = value[name]
+    return value
+
+
+def _build(spec_class: type[_Spec], values: Mapping[str, Any]) -> _Spec:
+    """A dataclass from plain values, nested sections and data sources included."""
+    built = spec_class()
+    for declared in fields(cast(Any, spec_class)):
+        current, value = getattr(built, declared.name), values[declared.name]
+        if is_dataclass(current):
+            value = _build(type(current), value)
+        elif declared.name == "data_sources" and isinstance(value, list):
+            entries = cast("list[Mapping[str, Any]]", value)
+            value = [_build(DataSource, entry) for entry in entries]
+        setattr(built, declared.name, value)
+    return built

@@ -1,0 +1,465 @@
+"""Rules between fields, hints for well-known mistakes, and other spellings, all as rows.
+
+A rule looks at one loaded experiment and says what is wrong with it, or nothing. Ranges and types
+of a single field are not rules: they are declared with the field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from stereo.errors import SpecProblem
+from stereo.spec.experiment import BP2_BLOCK, MODEL_KEY, MODEL_TYPE, ExperimentSpec
+from stereo.spec.fields import MISSING, leaves
+
+STRIDE = 32  # the encoder and the hourglass halve the image five times
+_MONO = "mono_metric and mono_relative"
+
+KEY_HINTS: Mapping[str, str] = {
+    "model.stereo_backbone.encoder": "encoder belongs to model.encoder",
+    "model.mono_backbone.encoder": "encoder belongs to model.encoder",
+    "train.lr": "the key is train.optim.lr",
+    "train.lr_scheduler": "the key is train.optim.lr_scheduler",
+}
+"""Unknown path -> what to write instead."""
+
+NAME_HINTS: Mapping[str, str] = {
+    "num_workers": "the name is workers",
+    "automl_policy": "a run argument of `automl train`, never a spec field: use"
+    " `automl train … --automl-policy auto|on|off`",
+    "workflow": "a run argument of `automl train`, never a spec field: use"
+    " `automl train … --automl-policy auto|on|off`",
+}
+"""Last name of an unknown path -> what to write instead."""
+
+OTHER_NETWORKS: Mapping[str, str] = {
+    "dataset.normalize_depth": _MONO,
+    "dataset.min_depth": _MONO,
+    "dataset.max_depth": _MONO,
+    "dataset.eval_crop": _MONO,
+    "model.mono_backbone": _MONO,
+    "train.optim.head_lr_ratio": _MONO,
+    "train.silog_form": "mono_metric",
+    "train.silog_lambda": "mono_metric",
+    "train.relative_loss": "mono_relative",
+    "train.gradient_loss_weight": "mono_relative",
+    "model.variant": "fs",
+    "model.attention_layout": "fs",
+    "train.cache_vit_features": "fs",
+}
+"""Keys that only other networks have, and the networks they belong to."""
+
+VALUE_ALIASES: Mapping[tuple[str, str], str] = {
+    ("train.optim.lr_scheduler", "MultiStep"): "MultiStepLR",
+    ("train.optim.monitor_name", "val/loss"): "val_loss",
+    ("train.optim.monitor_name", "train/loss"): "train_loss",
+}
+"""Other spellings that are accepted."""
+
+VALUE_HINTS: Mapping[tuple[str, str], str] = {
+    (
+        "train.optim.lr_scheduler",
+        "CustomMultiStepLRScheduler",
+    ): "That schedule is not implemented; MultiStepLR is the nearest",
+    ("train.precision", "bf16"): "The stereo networks train in fp32 or fp16",
+    ("gen_trt_engine.tensorrt.data_type", "bf16"): "The stereo networks have no bf16 engine",
+    ("export.format", "xdl"): "xdl is not a public format",
+}
+"""Values that are refused with more than the list of options."""
+
+_MODEL_WORDS: Mapping[str, str] = {
+    "depthnetstereo": "fs or ffs",
+    "stereo": "fs or ffs",
+    "depthnetmono": "mono_metric or mono_relative",
+    "mono": "mono_metric or mono_relative",
+    "metric": "mono_metric",
+    "relative": "mono_relative",
+    "foundationstereo": "fs",
+    "fastfoundationstereo": "ffs",
+    "metricdepthanything": "mono_metric",
+    "metricdepthanythingv2": "mono_metric",
+    "relativedepthanything": "mono_relative",
+    "relativedepthanythingv2": "mono_relative",
+}
+
+
+def model_key_fault(name: str) -> tuple[str, str] | None:
+    """What is wrong with a model key and the remedy; None when it names a model that exists."""
+    if name == MODEL_KEY:
+        return None
+    meant = _MODEL_WORDS.get("".join(c for c in name.lower() if c.isalnum()))
+    remedy = f"Write {meant}" if meant else f"Models of this version: {MODEL_KEY} ({MODEL_TYPE})"
+    if name in ("fs", "mono_metric", "mono_relative"):
+        return f"model {name} is not in this version", remedy
+    return f"{name} is not a model key", remedy
+
+
+Check = Callable[[ExperimentSpec], str | None]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One relation between fields.
+
+    Attributes:
+        keys: fields it reads; the first is where a mistake is reported.
+        broken: says what is wrong, or returns None.
+        remedy: what to do about it.
+        actions: verbs it is checked for; empty: every verb.
+        warning: broken is worth a warning only.
+    """
+
+    keys: tuple[str, ...]
+    broken: Check
+    remedy: str
+    actions: tuple[str, ...] = ()
+    warning: bool = False
+
+
+def value_at(spec: ExperimentSpec, path: str) -> Any:
+    """The value at a dotted path of a spec."""
+    value: Any = spec
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def is_open(value: object) -> bool:
+    """Whether a value is still to be given."""
+    return value is None or value == MISSING
+
+
+def _said_if(wrong: bool, problem: str) -> str | None:
+    return problem if wrong else None
+
+
+def _multiple(path: str, factor: int, remedy: str) -> Rule:
+    """The number or all numbers of the list at `path` are multiples of `factor`; null is fine."""
+
+    def broken(spec: ExperimentSpec) -> str | None:
+        value = value_at(spec, path)
+        numbers = cast("list[int | None]", value if isinstance(value, list) else [value])
+        wrong = any(number is not None and number % factor for number in numbers)
+        return _said_if(wrong, f"got {value}, needs a multiple of {factor}")
+
+    return Rule((path,), broken, remedy)
+
+
+def _sides(*paths: str) -> tuple[Rule, ...]:
+    return tuple(_multiple(p, STRIDE, "The encoder needs both sides so") for p in paths)
+
+
+def _not_falling(*paths: str) -> Rule:
+    """The numbers at `paths` do not fall from one to the next."""
+
+    def broken(spec: ExperimentSpec) -> str | None:
+        values = [value_at(spec, path) for path in paths]
+        names = [path.rpartition(".")[2] for path in paths]
+        given = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
+        return _said_if(values != sorted(values), f"needs {' <= '.join(names)}, got {given}")
+
+    return Rule(paths, broken, "Change one of them")
+
+
+def _pairs_not_falling(path: str) -> Rule:
+    """The list at `path` holds [low, high] once or several times."""
+
+    def broken(spec: ExperimentSpec) -> str | None:
+        value: Sequence[float] = value_at(spec, path)
+        wrong = any(low > high for low, high in zip(value[::2], value[1::2], strict=True))
+        return _said_if(wrong, f"got {value}, needs low <= high")
+
+    return Rule((path,), broken, "Exchange the two numbers")
+
+
+def _batch(path: str) -> Rule:
+    return Rule(
+        (path,),
+        lambda spec: _said_if(value_at(spec, path) == 0, "got 0"),
+        "Use -1 or a number from 1",
+    )
+
+
+def _both_sides(action: str) -> Rule:
+    height, width = f"{action}.input_height", f"{action}.input_width"
+
+    def broken(spec: ExperimentSpec) -> str | None:
+        values = value_at(spec, height), value_at(spec, width)
+        wrong = (values[0] is None) != (values[1] is None)
+        return _said_if(wrong, f"got height {values[0]} and width {values[1]}")
+
+    return Rule((height, width), broken, "Set both or neither")
+
+
+def _one_source(action: str) -> Rule:
+    checkpoint, engine = f"{action}.checkpoint", f"{action}.trt_engine"
+
+    def broken(spec: ExperimentSpec) -> str | None:
+        unset = [is_open(value_at(spec, path)) for path in (checkpoint, engine)]
+        which = "neither it nor" if all(unset) else "both it and"
+        verb = "is" if all(unset) else "are"
+        return _said_if(unset[0] == unset[1], f"{which} {engine} {verb} set")
+
+    return Rule((checkpoint, engine), broken, "Set exactly one of them", actions=(action,))
+
+
+def _output(action: str) -> Rule:
+    own = f"{action}.results_dir"
+
+    def broken(spec: ExperimentSpec) -> str | None:
+        wrong = is_open(spec.results_dir) and is_open(value_at(spec, own))
+        return _said_if(wrong, f"not set, and {own} is not set either")
+
+    return Rule(("results_dir", own), broken, "Set one of them", actions=(action,))
+
+
+def _same_as(path: str, other: str, given: Check) -> Rule:
+    return Rule((path, other), given, "Change one of them")
+
+
+def _widths_are_positive(path: str, least: int = 1) -> Rule:
+    def broken(spec: ExperimentSpec) -> str | None:
+        value = value_at(spec, path)
+        return _said_if(value is not None and value < least, f"got {value}, needs at least {least}")
+
+    return Rule((path,), broken, "Use a number of channels")
+
+
+def _quarter_width(spec: ExperimentSpec) -> int:
+    """Channels of the 1/4-scale features."""
+    return {"vits": 128, "vitb": 160, "vitl": 224}[spec.model.encoder]
+
+
+def _state_width(spec: ExperimentSpec) -> str | None:
+    hidden = spec.model.hidden_dims[0]
+    gru = spec.model.gru_hidden or hidden
+    context = (spec.model.cnet_conv04_widths or [hidden])[0]
+    return _said_if(gru != context, f"got {gru}, but the first context head has {context}")
+
+
+def _inert(name: str) -> Rule:
+    path = f"model.{name}"
+
+    def broken(spec: ExperimentSpec) -> str | None:
+        value = value_at(spec, path)
+        wrong = value is not None and value != BP2_BLOCK[name]
+        return _said_if(wrong, f"{value} has no effect: the network does not read it")
+
+    return Rule((path,), broken, "Remove the key", warning=True)
+
+
+def _unread(path: str) -> Rule:
+    return Rule(
+        (path,),
+        lambda spec: _said_if(bool(value_at(spec, path)), f"{MODEL_TYPE} does not read it"),
+        "Remove the key",
+        warning=True,
+    )
+
+
+def _warm_start_lr(spec: ExperimentSpec) -> str | None:
+    loads = spec.train.pretrained_model_path or spec.model.stereo_backbone.edgenext_pretrained_path
+    lr = spec.train.optim.lr
+    return _said_if(bool(loads) and lr > 2e-5, f"{lr} is high for loaded weights")
+
+
+_SPLITS = ("train_dataset", "val_dataset", "test_dataset", "infer_dataset")
+_AUGMENTATIONS = tuple(f"dataset.{split}.augmentation" for split in _SPLITS)
+_TENSORRT = "gen_trt_engine.tensorrt"
+
+NETWORK_RULES: tuple[Rule, ...] = (
+    Rule(
+        ("model.model_type",),
+        lambda spec: _said_if(
+            spec.model.model_type != MODEL_TYPE, f"{spec.model.model_type} is not in this version"
+        ),
+        f"Networks of this version: {MODEL_TYPE} (model key {MODEL_KEY})",
+    ),
+    _multiple("model.max_disparity", 32, "The hourglass halves the disparity axis too"),
+    _multiple("model.volume_dim", 4, "The attention has 4 heads"),
+    _multiple("model.concat_channel", 2, "Left and right share the channels equally"),
+    _widths_are_positive("model.concat_channel", 2),
+    _widths_are_positive("model.motion_encoder_final"),
+    _widths_are_positive("model.gru_hidden"),
+    _widths_are_positive("model.disp_head_intermediate"),
+    _widths_are_positive("model.cam_mid_channels"),
+    Rule(
+        ("model.cv_group", "model.encoder"),
+        lambda spec: _said_if(
+            bool(_quarter_width(spec) % spec.model.cv_group),
+            f"{spec.model.cv_group} does not divide the 1/4-scale width {_quarter_width(spec)}",
+        ),
+        "Use a divisor",
+    ),
+    Rule(
+        ("model.hidden_dims", "model.n_gru_layers"),
+        lambda spec: _said_if(
+            len(spec.model.hidden_dims) != 1, f"got {len(spec.model.hidden_dims)} widths, needs 1"
+        ),
+        f"{MODEL_TYPE} has one GRU level",
+    ),
+    _same_as("model.gru_hidden", "model.cnet_conv04_widths", _state_width),
+    _same_as(
+        "model.mask_widths",
+        "model.spx_2_gru_widths",
+        lambda spec: _said_if(
+            spec.model.mask_widths[1] != spec.model.spx_2_gru_widths[0],
+            f"the second width {spec.model.mask_widths[1]} must equal the first of"
+            f" model.spx_2_gru_widths, {spec.model.spx_2_gru_widths[0]}",
+        ),
+    ),
+    _same_as(
+        "model.stem_2_widths",
+        "model.spx_2_gru_widths",
+        lambda spec: _said_if(
+            spec.model.stem_2_widths[1] != spec.model.spx_2_gru_widths[2],
+            f"the second width {spec.model.stem_2_widths[1]} must equal the third of"
+            f" model.spx_2_gru_widths, {spec.model.spx_2_gru_widths[2]}",
+        ),
+    ),
+    _inert("disp_head_input_dim"),
+    _inert("classifier_mid"),
+    _inert("cost_agg_conv_patch_padding"),
+    _unread("model.stereo_backbone.depth_anything_v2_pretrained_path"),
+    _unread("model.stereo_backbone.use_bn"),
+    _unread("model.stereo_backbone.use_clstoken"),
+)
+
+DATA_RULES: tuple[Rule, ...] = (
+    Rule(
+        ("dataset.dataset_name",),
+        lambda spec: _said_if(
+            spec.dataset.dataset_name != "StereoDataset", f"got {spec.dataset.dataset_name}"
+        ),
+        f"{MODEL_TYPE} reads StereoDataset",
+    ),
+    Rule(
+        ("dataset.max_disparity", "model.max_disparity"),
+        lambda spec: _said_if(
+            spec.dataset.max_disparity != spec.model.max_disparity,
+            f"{spec.dataset.max_disparity} differs from model.max_disparity"
+            f" {spec.model.max_disparity}",
+        ),
+        "Loss and metrics use the smaller of the two",
+        actions=("train", "evaluate"),
+        warning=True,
+    ),
+    *_sides(*(f"{augmentation}.crop_size" for augmentation in _AUGMENTATIONS)),
+    *(_not_falling(f"{a}.min_scale", f"{a}.max_scale") for a in _AUGMENTATIONS),
+    *(
+        _pairs_not_falling(f"{augmentation}.{name}")
+        for augmentation in _AUGMENTATIONS
+        for name in ("color_aug_saturation", "color_aug_hue_range", "gamma")
+    ),
+)
+
+TRAIN_RULES: tuple[Rule, ...] = (
+    Rule(
+        ("train.num_gpus",),
+        lambda spec: _said_if(spec.train.num_gpus != 1, f"got {spec.train.num_gpus}"),
+        "This version trains on one device",
+    ),
+    Rule(
+        ("train.gpu_ids", "train.num_gpus"),
+        lambda spec: _said_if(
+            len(spec.train.gpu_ids) != spec.train.num_gpus,
+            f"got {len(spec.train.gpu_ids)} devices, but train.num_gpus is {spec.train.num_gpus}",
+        ),
+        "Give one index per device",
+    ),
+    Rule(
+        ("train.checkpoint_interval", "train.checkpoint_interval_unit", "train.num_epochs"),
+        lambda spec: _said_if(
+            spec.train.checkpoint_interval_unit == "epoch"
+            and spec.train.checkpoint_interval > spec.train.num_epochs,
+            f"{spec.train.checkpoint_interval} epochs is more than train.num_epochs"
+            f" {spec.train.num_epochs}: no checkpoint would be written",
+        ),
+        "Use a shorter interval",
+    ),
+    Rule(
+        ("train.validation_interval", "train.num_epochs"),
+        lambda spec: _said_if(
+            spec.train.validation_interval > spec.train.num_epochs,
+            f"{spec.train.validation_interval} epochs is more than train.num_epochs"
+            f" {spec.train.num_epochs}: nothing would be validated",
+        ),
+        "Use a shorter interval",
+    ),
+    Rule(
+        ("train.optim.min_lr", "train.optim.lr", "train.optim.lr_scheduler"),
+        lambda spec: _said_if(
+            spec.train.optim.lr_scheduler == "CosineAnnealingLR"
+            and spec.train.optim.min_lr >= spec.train.optim.lr,
+            f"{spec.train.optim.min_lr} is not below train.optim.lr {spec.train.optim.lr}",
+        ),
+        "Use a smaller floor",
+    ),
+    Rule(
+        ("train.optim.lr_decay", "train.optim.lr_scheduler"),
+        lambda spec: _said_if(
+            spec.train.optim.lr_scheduler == "PolynomialLR" and spec.train.optim.lr_decay != 0.1,
+            f"{spec.train.optim.lr_decay} has no effect: the power of PolynomialLR is 1",
+        ),
+        "Remove the key",
+        warning=True,
+    ),
+    Rule(
+        (
+            "train.optim.lr",
+            "train.pretrained_model_path",
+            "model.stereo_backbone.edgenext_pretrained_path",
+        ),
+        _warm_start_lr,
+        "Up to 2e-5 is usual",
+        actions=("train",),
+        warning=True,
+    ),
+)
+
+DEPLOY_RULES: tuple[Rule, ...] = (
+    *(_one_source(action) for action in ("evaluate", "inference")),
+    *(_both_sides(action) for action in ("evaluate", "inference")),
+    *_sides(
+        *(
+            f"{action}.input_{side}"
+            for action in ("evaluate", "inference", "export")
+            for side in ("height", "width")
+        )
+    ),
+    *(_batch(f"{a}.batch_size") for a in ("evaluate", "inference", "export", "gen_trt_engine")),
+    _not_falling(*(f"{_TENSORRT}.{end}_batch_size" for end in ("min", "opt", "max"))),
+    Rule(
+        (f"{_TENSORRT}.workspace_size",),
+        lambda spec: _said_if(
+            spec.gen_trt_engine.tensorrt.workspace_size > 64,
+            f"{spec.gen_trt_engine.tensorrt.workspace_size} GiB is a very large workspace",
+        ),
+        "The unit is GiB, not MB",
+        warning=True,
+    ),
+)
+
+OUTPUT_RULES = tuple(
+    _output(action) for action in ("train", "evaluate", "inference", "export", "gen_trt_engine")
+)
+
+RULES = (*OUTPUT_RULES, *NETWORK_RULES, *DATA_RULES, *TRAIN_RULES, *DEPLOY_RULES)
+
+
+def bp2_mismatches(spec: ExperimentSpec) -> list[SpecProblem]:
+    """Fields that keep the released bp2 weights from loading: what is given, what is needed."""
+    inert = {rule.keys[0] for rule in NETWORK_RULES if rule.warning}
+    shaping = [node.path for node in leaves(ExperimentSpec) if node.facts.shapes_weights]
+    needed = ExperimentSpec()
+    return [
+        SpecProblem(
+            "bp2 weights",
+            path,
+            f"given {value_at(spec, path)}, needed {value_at(needed, path)}",
+        )
+        for path in (*shaping, "model.gwc_feature_normalize")
+        if path not in inert and value_at(spec, path) != value_at(needed, path)
+    ]
