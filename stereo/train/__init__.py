@@ -1,0 +1,1 @@
+"""Training: optimiser and schedules, Lightning module, checkpoints, records, the recipe `fit`."""

@@ -1,0 +1,234 @@
+"""The training step: forward, sequence loss, clipped update, validation at native size.
+
+Lightning gives the loops, the device, autocast and loss scaling; the update itself is done here
+(manual optimisation), because a step may be left out: a batch without valid pixels, or with a loss
+or gradient that is not finite, changes nothing and is counted.
+
+Source: training.md sections 1 to 4.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from stereo.errors import DivergedError
+from stereo.geometry import crop, pad_to_multiple
+from stereo.losses import sequence_loss, smooth_l1
+from stereo.metrics import DisparityMetrics
+from stereo.train.optim import build_optimizer, set_learning_rate
+
+if TYPE_CHECKING:
+    from stereo.registry import ModelEntry
+    from stereo.spec.experiment import ExperimentSpec
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved in every checkpoint.
+
+    Attributes:
+        epoch: finished epochs.
+        batch: batches of the current epoch that are part of a finished optimiser step.
+        step: optimiser steps taken.
+        loss_sum: sum of the finite batch losses of the current epoch.
+        losses: their number.
+        empty: batches of the current epoch without a valid pixel.
+        nonfinite_run: non-finite steps since the last good one.
+        nonfinite: non-finite steps of the whole run.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    losses: int = 0
+    empty: int = 0
+    nonfinite_run: int = 0
+    nonfinite: int = 0
+
+    def finish_epoch(self) -> None:
+        """Count the epoch and start the sums of the next one."""
+        self.epoch += 1
+        self.batch = self.losses = self.empty = 0
+        self.loss_sum = 0.0
+
+    @property
+    def train_loss(self) -> float:
+        """Mean loss of the current epoch, NaN before its first finite batch."""
+        return self.loss_sum / self.losses if self.losses else math.nan
+
+    def state(self) -> dict[str, float]:
+        """The attributes as plain numbers."""
+        return asdict(self)
+
+
+@dataclass
+class StepFacts:
+    """What the last optimiser step did, for the logs."""
+
+    loss: float = math.nan
+    lr: float = math.nan
+    grad_norm: float = math.nan
+
+
+@dataclass
+class _Accumulated:
+    """Batches since the last optimiser step."""
+
+    batches: int = 0
+    losses: list[float] = field(default_factory=list)
+
+
+class DepthModule(pl.LightningModule):
+    """A stereo network with its loss, metrics and optimiser; the network is `model`."""
+
+    def __init__(self, entry: ModelEntry, spec: ExperimentSpec, network: nn.Module) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.entry = entry
+        self.spec = spec
+        self.model = network
+        self.progress = Progress()
+        self.last = StepFacts()
+        self.total_steps = 1  # set before training; the schedules need it
+        self.limit = min(spec.dataset.max_disparity, spec.model.max_disparity)
+        self.metrics = DisparityMetrics(self.limit)
+        self.validation: dict[str, float] = {}
+        self._first_bad = ""
+        self._accumulated = _Accumulated()
+        self._reset_validation_loss()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW or SGD of `train.optim`."""
+        return build_optimizer(self.model, self.spec.train.optim)
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Add one batch to the current optimiser step and take the step when it is complete."""
+        if not batch:  # seen before an interruption in the middle of this epoch
+            return
+        if bool(batch["valid"].any()):
+            self._backward(batch)
+        else:
+            self.progress.empty += 1
+            log.warning("no valid pixel in batch %d: %s", batch_idx, _names(batch))
+        self._accumulated.batches += 1
+        is_last = batch_idx + 1 == self.trainer.num_training_batches
+        if self._accumulated.batches == self.spec.train.accumulate_grad_batches or is_last:
+            self._finish_step(batch, batch_idx)
+
+    def _backward(self, batch: Mapping[str, Any]) -> None:
+        output = self.model(batch["left"], batch["right"], iters=self.spec.model.train_iters)
+        loss = sequence_loss(
+            output.initial, output.refined, batch["disparity"], batch["valid"]
+        ).total
+        value = float(loss.detach())
+        self._accumulated.losses.append(value)
+        if math.isfinite(value):
+            self.manual_backward(loss / self.spec.train.accumulate_grad_batches)
+
+    def _finish_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        progress, losses = self.progress, self._accumulated.losses
+        self._accumulated = _Accumulated()
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        if losses and not (all(map(math.isfinite, losses)) and self._update(optimizer)):
+            self._count_nonfinite(batch)
+        elif losses:
+            progress.nonfinite_run = 0
+            progress.loss_sum += sum(losses)
+            progress.losses += len(losses)
+            progress.step += 1
+            self.last.loss = sum(losses) / len(losses)
+        optimizer.zero_grad(set_to_none=True)
+        progress.batch = batch_idx + 1
+
+    def _update(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Clip and step; False when the gradient is not finite (fp16 overflow is the scaler's)."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        norm = self._clip()
+        if scaler is None and not math.isfinite(norm):
+            return False
+        self.last.lr = set_learning_rate(
+            optimizer, self.spec.train.optim, self.progress.step, self.total_steps
+        )
+        self.last.grad_norm = norm
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+        return True
+
+    def _clip(self) -> float:
+        """Clip the gradients as the spec says; returns their global L2 norm before clipping."""
+        train = self.spec.train
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if train.clip_grad_norm > 0 and train.clip_grad_algorithm == "norm":
+            nn.utils.clip_grads_with_norm_(parameters, train.clip_grad_norm, norm)
+        elif train.clip_grad_norm > 0:
+            nn.utils.clip_grad_value_(parameters, train.clip_grad_norm)
+        return float(norm)
+
+    def _count_nonfinite(self, batch: Mapping[str, Any]) -> None:
+        progress = self.progress
+        progress.nonfinite += 1
+        progress.nonfinite_run += 1
+        if progress.nonfinite_run == 1:
+            self._first_bad = _names(batch)
+        log.warning(
+            "loss or gradient is not finite after step %d (%d in a row): %s",
+            progress.step,
+            progress.nonfinite_run,
+            _names(batch),
+        )
+        if progress.nonfinite_run > self.spec.train.max_nonfinite_steps:
+            raise DivergedError(
+                f"Training diverged: {progress.nonfinite_run} steps in a row without a finite loss"
+                f" (train.max_nonfinite_steps {self.spec.train.max_nonfinite_steps}), in epoch"
+                f" {progress.epoch + 1} after step {progress.step}; first bad sample:"
+                f" {self._first_bad}. Lower train.optim.lr ({self.spec.train.optim.lr:g})"
+            )
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the previous validation."""
+        self.metrics.reset()
+        self._reset_validation_loss()
+
+    def validation_step(self, batch: Mapping[str, Any], _batch_idx: int) -> None:
+        """Score a batch at native size, padded for the network and cropped back."""
+        left, padding = pad_to_multiple(batch["left"], self.entry.stride)
+        right, _ = pad_to_multiple(batch["right"], self.entry.stride)
+        output = self.model(left, right, iters=self.spec.model.valid_iters, last_only=True)
+        disparity = crop(output.refined[-1], padding).float()
+        truth, valid = batch["disparity"], batch["valid"]
+        error = smooth_l1(disparity, torch.where(valid, truth, 0.0))
+        self._loss_sum += torch.where(valid, error, 0.0).sum(dtype=torch.float64).cpu()
+        self._loss_pixels += int(valid.sum())
+        self.metrics.update(disparity[:, 0], truth[:, 0], valid[:, 0], batch["truth_pixels"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Turn the sums into `val/<metric>`."""
+        loss = float(self._loss_sum) / self._loss_pixels if self._loss_pixels else math.nan
+        image = self.metrics.compute()["image"]
+        self.validation = {"val/loss": loss} | {f"val/{k}": v for k, v in image.items()}
+
+    def _reset_validation_loss(self) -> None:
+        self._loss_sum: Tensor = torch.zeros((), dtype=torch.float64)
+        self._loss_pixels = 0
+
+
+def _names(batch: Mapping[str, Any]) -> str:
+    return ", ".join(str(name) for name in batch["name"])

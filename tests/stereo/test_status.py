@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+import logging
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from stereo.errors import SpecError
+from stereo.spec.experiment import ExperimentSpec
+from stereo.status import (
+    StatusLog,
+    action_directory,
+    duration,
+    log_file,
+    sha256,
+    write_experiment,
+    write_provenance,
+)
+
+
+def refuse(constant: str) -> float:
+    raise AssertionError(f"{constant} is not JSON")
+
+
+def lines(directory: Path) -> list[dict]:
+    text = (directory / "status.json").read_text("utf-8")
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def test_lines_are_strict_json_with_dates_without_padding(tmp_path: Path) -> None:
+    status = StatusLog(tmp_path, clock=lambda: datetime(2025, 1, 2, 6, 4, 3, tzinfo=UTC))
+    status.started()
+    status.running(
+        "Eval metrics generated.", {"val/loss": math.nan, "val/epe": 1.5}, epoch=0, step=7
+    )
+    status.success(artifacts=[tmp_path / "dn_model_latest.pth"])
+
+    started, running, success = lines(tmp_path)
+    assert started["message"] == "Starting Depth Net train."
+    assert (started["date"], started["time"]) == ("1/2/2025", "6:4:3")
+    assert started["timestamp"] == "2025-01-02T06:04:03+00:00"
+    assert running["kpi"] == {"val/loss": None, "val/epe": 1.5}
+    assert running["nonfinite"] == ["val/loss"]
+    assert running["step"] == 7
+    assert success["message"] == "Train finished successfully."
+    assert (success["status"], success["exit_code"]) == ("SUCCESS", 0)
+    assert success["artifacts"] == ["dn_model_latest.pth"]
+    assert "kpi" not in success
+
+
+def test_the_first_verdict_stands(tmp_path: Path) -> None:
+    status = StatusLog(tmp_path, "trt_evaluate")
+    status.failure("Runtime error: engine", 3)
+    status.success()
+    (line,) = lines(tmp_path)
+    assert (line["status"], line["exit_code"], line["verbosity"]) == ("FAILURE", 3, "ERROR")
+
+
+def test_a_second_run_appends(tmp_path: Path) -> None:
+    for _ in range(2):
+        StatusLog(tmp_path, "export").started()
+    assert [line["message"] for line in lines(tmp_path)] == ["Starting Depth Net export."] * 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.5, "0:00:00.500000"), (3725, "1:02:05.000000"), (90000, "25:00:00.000000")],
+)
+def test_durations_count_hours(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_an_own_directory_is_used_as_it_is() -> None:
+    spec = ExperimentSpec(results_dir="/runs/a")
+    assert action_directory(spec, "train") == Path("/runs/a/train")
+    assert action_directory(spec, "trt_evaluate") == Path("/runs/a/trt_evaluate")
+    spec.train.results_dir = "/elsewhere"
+    assert action_directory(spec, "train") == Path("/elsewhere")
+
+
+def test_without_any_directory_both_keys_are_named() -> None:
+    with pytest.raises(SpecError, match=r"results_dir.*export\.results_dir"):
+        action_directory(ExperimentSpec(), "export")
+
+
+def test_experiment_and_provenance(tmp_path: Path) -> None:
+    source = tmp_path / "train.txt"
+    source.write_text("left right disparity\n", "utf-8")
+    write_experiment(tmp_path, {"train": {"optim": {"lr": 1e-5}}, "model": {"hidden_dims": [128]}})
+    write_provenance(
+        tmp_path,
+        action="train",
+        seed=3,
+        command=["depth_net", "train"],
+        inferred={"evaluate.checkpoint": "run/dn_model_best.pth"},
+        inputs=[source],
+    )
+    assert (tmp_path / "experiment.yaml").read_text("utf-8").startswith("train:\n  optim:\n")
+    record = json.loads((tmp_path / "provenance.json").read_text("utf-8"))
+    assert record["seed"] == 3
+    assert record["inputs"] == {str(source): sha256(source)}
+    assert record["versions"]["torch"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "experiment.yaml",
+        "provenance.json",
+        "train.txt",
+    ]
+
+
+def test_messages_of_the_package_go_to_the_action_log(tmp_path: Path) -> None:
+    with log_file(tmp_path, "train") as path:
+        logging.getLogger("stereo.train").info("epoch %d", 1)
+        logging.getLogger("elsewhere").warning("not ours")
+    logging.getLogger("stereo.train").warning("too late")
+    text = path.read_text("utf-8")
+    assert "stereo.train: epoch 1" in text
+    assert "not ours" not in text
+    assert "too late" not in text
