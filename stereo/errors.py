@@ -48,6 +48,10 @@ class SpecError(StereoError):
         self.problems = tuple(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
+    def __reduce__(self) -> tuple[type[SpecError], tuple[tuple[SpecProblem, ...]]]:
+        # The default would rebuild the error from its text, which is not what __init__ takes.
+        return type(self), (self.problems,)
+
 
 class DataError(StereoError):
     """Annotation or data files that cannot be used; the message lists every one."""

@@ -9,6 +9,7 @@ Paths inside a declaration (`active_if`, `depends_on`) are names of fields of th
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -144,6 +145,22 @@ def walk(spec_class: type, prefix: str = "", searched: bool = True) -> tuple[Nod
 def leaves(spec_class: type) -> tuple[Node, ...]:
     """The fields below a spec dataclass, without the sections."""
     return tuple(node for node in walk(spec_class) if node.kind != "section")
+
+
+def range_words(node: Node) -> str:
+    """The valid numbers of a field: `2..8`, `>= 1`, `0 or 1e-09..1`; empty when not limited."""
+    facts = node.facts
+    if facts.low is None:
+        return ""
+    zero = "0 or " if facts.zero_is_off else ""
+    low = f"> {facts.low:g}" if facts.exclusive_low else f">= {facts.low:g}"
+    if facts.high is None or math.isinf(facts.high):
+        return f"{zero}{low}"
+    return (
+        f"{low} and <= {facts.high:g}"
+        if facts.exclusive_low
+        else (f"{zero}{facts.low:g}..{facts.high:g}")
+    )
 
 
 def _walk(spec_class: type, prefix: str, searched: bool) -> Iterator[Node]:

@@ -31,7 +31,7 @@ from stereo.spec.experiment import (
     ExperimentSpec,
     packaged_values,
 )
-from stereo.spec.fields import MISSING, Node, leaves, walk
+from stereo.spec.fields import MISSING, Node, leaves, range_words, walk
 
 LOG = logging.getLogger(__name__)
 COMMAND_LINE = "command line"
@@ -436,25 +436,13 @@ def allowed(node: Node) -> str:
     elif node.kind == "list":
         count = "" if facts.length is None else f"{facts.length} "
         least = "" if facts.item_low is None else f" >= {facts.item_low:g}"
-        words = f"a list of {count}{_WORDS[str(node.item)]}s{least}"
+        words = f"a list of {count}{_WORDS[str(node.item)]} values{least}"
     else:
-        words = _WORDS[node.kind] + _ends(node)
+        words = f"{_WORDS[node.kind]} {range_words(node)}".rstrip()
     return f"{words} or null" if node.nullable else words
 
 
 _WORDS = {"int": "integer", "float": "number", "bool": "true or false", "string": "text"}
-
-
-def _ends(node: Node) -> str:
-    facts = node.facts
-    if facts.low is None:
-        return ""
-    zero = "0 or " if facts.zero_is_off else ""
-    if facts.high is None or math.isinf(facts.high):
-        return f" {zero}>= {facts.low:g}"
-    if facts.exclusive_low:
-        return f" > {facts.low:g} and <= {facts.high:g}"
-    return f" {zero}{facts.low:g}..{facts.high:g}"
 
 
 def _wrong_kind(node: Node, value: Any) -> bool:
