@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from automl.errors import TrainableError
 
@@ -138,9 +138,10 @@ def find_trainable(name: str = "depth_net") -> Trainable:
     if not isinstance(trainable, Trainable):
         raise TrainableError(
             f"trainable {name}: {type(trainable).__name__} lacks a part of the contract"
-            " automl.contract.Trainable (schema_dir, run, objective, template, embedded_data). Add the missing part"
+            " automl.contract.Trainable (schema_dir, run, objective, template, embedded_data)."
+            " Add the missing part"
         )
-    return cast(Trainable, trainable)
+    return trainable
 
 
 def _load(name: str) -> Any:

@@ -182,17 +182,7 @@ class SearchSpace:
     @staticmethod
     def from_dict(tree: Mapping[str, Any]) -> SearchSpace:
         """Rebuild a space from `to_dict`."""
-        parameters = [
-            Parameter(
-                **{
-                    **values,
-                    "path": path,
-                    "choices": tuple(values["choices"]),
-                    "condition": {key: tuple(of) for key, of in values["condition"].items()},
-                }
-            )
-            for path, values in tree["parameters"].items()
-        ]
+        parameters = [_from_plain(path, values) for path, values in tree["parameters"].items()]
         dropped = [Dropped(path, reason) for path, reason in tree["dropped"].items()]
         return SearchSpace(tuple(parameters), tuple(dropped))
 
@@ -488,3 +478,10 @@ def _plain_parameter(parameter: Parameter) -> dict[str, Any]:
     values["choices"] = list(parameter.choices)
     values["condition"] = {path: list(of) for path, of in parameter.condition.items()}
     return values
+
+
+def _from_plain(path: str, values: Mapping[str, Any]) -> Parameter:
+    known = dict(values)
+    known["choices"] = tuple(known["choices"])
+    known["condition"] = {key: tuple(of) for key, of in known["condition"].items()}
+    return Parameter(path=path, **known)

@@ -31,7 +31,7 @@ from automl.space import SearchSpace
 from automl.study_spec import BudgetChoice, StudySpec, parse_yaml, study_from_dict
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
 EVENTS_FILE = "events.jsonl"
 LOCK_FILE = "study.lock.yaml"
@@ -240,7 +240,7 @@ class Study:
         only between rows of equal epochs), seconds, attempts, started, ended (UTC), detail, then
         one column per searched path (empty where it did not act).
         """
-        import pandas as pd
+        import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
         paths = [parameter.path for parameter in self.resolved.space.parameters]
         rows = [self._row(trial, paths) for trial in self.trials]
@@ -250,7 +250,7 @@ class Study:
 
     def epoch_frame(self) -> pd.DataFrame:
         """Return one row per finished epoch: trial, epoch, decision, rung, seconds, metrics."""
-        import pandas as pd
+        import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
         rows = [
             {"trial": trial.id, "epoch": record.epoch, "decision": record.decision,
@@ -267,7 +267,7 @@ class Study:
         kind = event["kind"]
         if kind not in ("trial_started", "epoch", "trial_ended"):
             return
-        number = event["trial"]
+        number: int = event["trial"]
         known = number < len(self.trials)
         problem = ""
         if kind == "trial_started":
@@ -294,9 +294,9 @@ class Study:
                 self._start(event)
                 self.end_reason = None
             case "epoch":
-                self.trials[event["trial"]].epochs.append(_epoch(event))
+                self._trial(event).epochs.append(_epoch(event))
             case "trial_ended":
-                trial = self.trials[event["trial"]]
+                trial = self._trial(event)
                 trial.state = event["state"]
                 trial.detail = event.get("detail", "")
                 trial.ended = _seconds(event)
@@ -307,8 +307,12 @@ class Study:
             case _:
                 pass
 
+    def _trial(self, event: Event) -> TrialRecord:
+        number: int = event["trial"]
+        return self.trials[number]
+
     def _start(self, event: Event) -> None:
-        number = event["trial"]
+        number: int = event["trial"]
         if number == len(self.trials):
             seed = event.get("seed", 0)
             self.trials.append(TrialRecord(number, event["params"], seed, _seconds(event)))

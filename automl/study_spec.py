@@ -25,6 +25,7 @@ from automl.errors import Problem, StudySpecError
 
 STUDIES = Path(__file__).resolve().parent.parent / "studies"
 EMBEDDED = "embedded"
+PARTIAL_LOAD_KEY = "train.allow_partial_load"
 
 
 @dataclass(frozen=True)
@@ -223,6 +224,8 @@ def base_spec(
         entries = (files,) if isinstance(files, str) else files
         sources = [_data_source(entry, model["default_dataset"]) for entry in entries]
         set_path(spec, model["data_keys"][split], sources)
+    if study.allow_partial_load:
+        set_path(spec, PARTIAL_LOAD_KEY, True)
     return spec
 
 
@@ -319,13 +322,14 @@ def _read(path: Path) -> dict[str, Any]:
 def _merge_profile(
     tree: dict[str, Any], profile: str, source: str, problems: list[Problem]
 ) -> dict[str, Any]:
-    profiles = tree.pop("profiles", {})
-    unknown = sorted(set(profiles) - {"cpu", "gpu"}) if isinstance(profiles, dict) else [profiles]
-    for key in unknown:
-        problems.append(Problem(source, f"profiles.{key}", "unknown profile, allowed cpu and gpu"))
-    if unknown:
+    profiles: Any = tree.pop("profiles", {})
+    if not isinstance(profiles, Mapping):
+        problems.append(Problem(source, "profiles", f"got {profiles!r}, expected a mapping"))
         return tree
-    return merge(tree, profiles.get(profile) or {})
+    known = cast("Mapping[str, Any]", profiles)
+    for key in sorted(set(known) - {"cpu", "gpu"}):
+        problems.append(Problem(source, f"profiles.{key}", "unknown profile, allowed cpu and gpu"))
+    return merge(tree, known.get(profile) or {})
 
 
 def _default_name(path: Path, data: str | None) -> str:

@@ -212,7 +212,7 @@ def _inward(
 def _suggest(trial: Trial, parameter: Parameter) -> Any:
     if parameter.type == "choice":
         index = trial.suggest_categorical(parameter.path, range(len(parameter.choices)))
-        return parameter.choices[cast(int, index)]
+        return parameter.choices[index]
     low, high = cast(float, parameter.low), cast(float, parameter.high)
     if parameter.type == "float":
         return trial.suggest_float(parameter.path, low, high, log=parameter.log)

@@ -1,0 +1,168 @@
+"""The checks every trainer must pass before it is studied; third parties run them on their own.
+
+    from automl.contract_suite import check_trainable
+    check_trainable(MyTrainer(), "my_model", spec, Path("scratch"))
+
+`spec` is a complete, quick training spec of at least three epochs. Nothing here needs a test
+framework: a broken rule raises `ContractError`, whose message says which rule and what was seen.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from automl.contract import ActionResult, Status, Trainable
+from automl.errors import TrainableError
+from automl.space import read_fields
+from automl.study_spec import get_path, merge, set_path
+
+RESUME_KEY = "train.resume_training_checkpoint_path"
+
+
+class ContractError(TrainableError):
+    """A trainer breaks a rule of `automl.contract`."""
+
+
+@dataclass
+class Recorder:
+    """A report that remembers what it was told and stops after `stop_after` epochs."""
+
+    stop_after: int | None = None
+    epochs: list[int] = field(default_factory=list[int])
+    metrics: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
+    checkpoints: list[Path | None] = field(default_factory=list["Path | None"])
+    existed: list[bool] = field(default_factory=list[bool])
+
+    def __call__(self, epoch: int, metrics: Mapping[str, float], checkpoint: Path | None) -> bool:
+        """Remember one epoch."""
+        self.epochs.append(epoch)
+        self.metrics.append(dict(metrics))
+        self.checkpoints.append(checkpoint)
+        self.existed.append(checkpoint is not None and checkpoint.is_file())
+        return epoch == self.stop_after
+
+
+def check_trainable(
+    trainable: Trainable, model: str, spec: Mapping[str, Any], directory: Path
+) -> None:
+    """Run every check.
+
+    Args:
+        trainable: the trainer.
+        model: one of its model keys.
+        spec: a complete training spec of at least three epochs that takes seconds.
+        directory: scratch space.
+
+    Raises:
+        ContractError: the first broken rule.
+    """
+    check_declarations(trainable, model)
+    check_reports(trainable, model, spec, directory / "reports")
+    check_stop_and_resume(trainable, model, spec, directory / "resume")
+    check_invalid_spec(trainable, spec, directory / "invalid")
+    check_data(trainable, spec, directory / "data")
+
+
+def check_declarations(trainable: Trainable, model: str) -> None:
+    """Schema, model file, template and objective exist and agree with each other."""
+    model_file = trainable.schema_dir / model / "model.json"
+    declared = json.loads(model_file.read_text(encoding="utf-8"))
+    schema_file = trainable.schema_dir / model / "train.schema.json"
+    fields = read_fields(json.loads(schema_file.read_text(encoding="utf-8")))
+    _require(any(item.searched_by_default for item in fields), f"{schema_file} searches nothing")
+    objective = trainable.objective(model)
+    words = ("minimize", "maximize")
+    _require(objective.direction in words, f"objective direction is {objective.direction!r}")
+    metrics = declared["metrics"]
+    _require(objective.metric in metrics, f"objective {objective.metric} is not a declared metric")
+    same = metrics[objective.metric]["direction"] == objective.direction
+    _require(same, f"{model_file} and objective() declare different directions")
+    paths = {item.path for item in fields}
+    known = declared["fidelity"] in paths
+    _require(known, f"fidelity {declared['fidelity']} is not a field of {schema_file}")
+    template = trainable.template(model, "train")
+    _require(isinstance(get_path(template, declared["fidelity"]), int), "template has no epochs")
+
+
+def check_reports(
+    trainable: Trainable, model: str, spec: Mapping[str, Any], directory: Path
+) -> None:
+    """A full run reports every epoch once, from 1, with a complete checkpoint and its objective."""
+    recorder = Recorder()
+    result = _train(trainable, spec, directory, recorder)
+    _require(result.status == Status.OK, f"training ended {result.status}: {result.detail}")
+    full = get_path(spec, _fidelity(trainable, model))
+    expected = list(range(1, full + 1))
+    _require(recorder.epochs == expected, f"reported epochs {recorder.epochs}, not {expected}")
+    _require(all(recorder.existed), "a reported checkpoint did not exist during the report")
+    metric = trainable.objective(model).metric
+    for epoch, metrics in zip(recorder.epochs, recorder.metrics, strict=True):
+        value = metrics.get(metric, math.nan)
+        _require(math.isfinite(value), f"epoch {epoch}: {metric} is {value}")
+        numbers = all(type(item) in (float, int) for item in metrics.values())
+        _require(numbers, f"epoch {epoch}: metrics must be plain numbers, got {metrics}")
+        _require(metrics.get("seconds", -1.0) >= 0, f"epoch {epoch}: seconds is missing")
+    again = Recorder()
+    _train(trainable, spec, directory.with_name("reports_again"), again)
+    values = [[run[metric] for run in record.metrics] for record in (recorder, again)]
+    _require(values[0] == values[1], f"two runs of one spec differ: {values}")
+
+
+def check_stop_and_resume(
+    trainable: Trainable, model: str, spec: Mapping[str, Any], directory: Path
+) -> None:
+    """A report that says stop ends training; from its checkpoint the epochs go on."""
+    first = Recorder(stop_after=1)
+    result = _train(trainable, spec, directory, first)
+    _require(result.status == Status.OK, f"a stopped run ended {result.status}: {result.detail}")
+    _require(first.epochs == [1], f"told to stop after epoch 1, reported {first.epochs}")
+    checkpoint = first.checkpoints[0]
+    _require(checkpoint is not None and checkpoint.is_file(), "the last checkpoint is gone")
+    resumed_spec = merge(spec, {})
+    set_path(resumed_spec, RESUME_KEY, str(checkpoint))
+    second = Recorder()
+    result = _train(trainable, resumed_spec, directory, second)
+    _require(result.status == Status.OK, f"a resumed run ended {result.status}: {result.detail}")
+    full = get_path(spec, _fidelity(trainable, model))
+    expected = list(range(2, full + 1))
+    _require(second.epochs == expected, f"resumed after 1, reported {second.epochs}")
+
+
+def check_invalid_spec(trainable: Trainable, spec: Mapping[str, Any], directory: Path) -> None:
+    """An unknown key is an outcome named invalid_spec that says the key; nothing is raised."""
+    wrong = merge(spec, {"no_such_section": {"key": 1}})
+    for action in ("train", "check"):
+        result = trainable.run(action, wrong, directory, None)
+        invalid = result.status == Status.INVALID_SPEC
+        _require(invalid, f"{action} with an unknown key ended {result.status}")
+        _require("no_such_section" in result.detail, f"detail hides the key: {result.detail}")
+
+
+def check_data(trainable: Trainable, spec: Mapping[str, Any], directory: Path) -> None:
+    """`check` counts the pairs of both splits."""
+    result = trainable.run("check", spec, directory, None)
+    _require(result.status == Status.OK, f"check ended {result.status}: {result.detail}")
+    for name in ("pairs_train", "pairs_val"):
+        _require(result.metrics.get(name, 0) > 0, f"check counted no {name}")
+
+
+def _train(
+    trainable: Trainable, spec: Mapping[str, Any], directory: Path, report: Recorder
+) -> ActionResult:
+    directory.mkdir(parents=True, exist_ok=True)
+    return trainable.run("train", spec, directory, report)
+
+
+def _fidelity(trainable: Trainable, model: str) -> str:
+    model_file = trainable.schema_dir / model / "model.json"
+    return json.loads(model_file.read_text(encoding="utf-8"))["fidelity"]
+
+
+def _require(holds: bool, problem: str) -> None:
+    if not holds:
+        raise ContractError(problem)
