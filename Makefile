@@ -75,7 +75,7 @@ schemas: $(VENV)/.installed ## Regenerate schemas/, spec_templates/ and docs/spe
 	@$(BIN)/python -m stereo.spec.schema
 
 parity: $(VENV)/.installed ## Run a parity kit, KIT=PREFIX [GOLDEN=FILE.npz]; exit 1 beyond tolerance
-	@$(BIN)/python tests/parity/kit.py $(KIT) $(if $(GOLDEN),--golden $(GOLDEN))
+	@$(BIN)/python -m tests.parity.kit $(KIT) $(if $(GOLDEN),--golden $(GOLDEN))
 
 check: $(VENV)/.dev ## Lint, format, types, import contracts, generated files
 	$(BIN)/ruff check .

@@ -1,10 +1,10 @@
 """Filtering of the matching volume: 3-D hourglass, disparity transformer, soft-argmin.
 
-Symbols: B batch, C channels, D disparity candidates, h, w rows and columns at 1/4 of the image, c the
-volume's width (`volume_dim`), L tokens along the disparity axis.
+Symbols: B batch, C channels, D disparity candidates, h, w rows and columns at 1/4 of the image, c
+the volume's width (`volume_dim`), L tokens along the disparity axis.
 
-The hourglass stores modules that its forward pass does not use; released checkpoints contain them and a
-strict load needs their names. They never receive a gradient.
+The hourglass stores modules that its forward pass does not use; released checkpoints contain them
+and a strict load needs their names. They never receive a gradient.
 
 Source: hourglass of FoundationStereo, Wen et al., CVPR 2025, in the pruned form of
 Fast-FoundationStereo.
@@ -13,6 +13,7 @@ Fast-FoundationStereo.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,17 +26,17 @@ HEADS = 4
 DROPOUT = 0.1
 
 
-def _conv(in_channels: int, out_channels: int, kernel_size: int = 3, **options: int) -> ConvBlock:
+def _conv(in_channels: int, out_channels: int, kernel_size: int, **options: Any) -> ConvBlock:
     """Return a 3-D ConvBlock with BatchNorm and LeakyReLU."""
     return ConvBlock(nn.Conv3d, in_channels, out_channels, kernel_size, norm=BatchNorm, **options)
 
 
 def _conv3(in_channels: int, out_channels: int, stride: int = 1) -> ConvBlock:
     """Return a 3-D ConvBlock of kernel 3 that keeps (stride 1) or halves (stride 2) the size."""
-    return _conv(in_channels, out_channels, stride=stride, padding=1)
+    return _conv(in_channels, out_channels, 3, stride=stride, padding=1)
 
 
-def _double(in_channels: int, out_channels: int, kernel_size: int = 4, **options: int) -> ConvBlock:
+def _double(in_channels: int, out_channels: int, kernel_size: int = 4, **options: Any) -> ConvBlock:
     """Return a transposed 3-D ConvBlock that doubles the size."""
     return ConvBlock(
         nn.ConvTranspose3d,
@@ -52,8 +53,8 @@ def _double(in_channels: int, out_channels: int, kernel_size: int = 4, **options
 class GroupAttention(nn.Module):
     """Attention among the channel groups of one disparity position; tokens (N, L, C) in and out.
 
-    The released networks arrange the heads so that a position attends over its own four channel groups,
-    not over other disparities. Weights depend on it.
+    The released networks arrange the heads so that a position attends over its own four channel
+    groups, not over other disparities. Weights depend on it.
     """
 
     def __init__(self, channels: int) -> None:
@@ -105,6 +106,7 @@ class DisparityTransformer(nn.Module):
     def __init__(self, channels: int, *, length: int, layers: int, feedforward: int) -> None:
         super().__init__()
         self.sa = nn.ModuleList(TransformerLayer(channels, feedforward) for _ in range(layers))
+        self.position: Tensor
         self.register_buffer("position", sinusoidal_table(length, channels), persistent=False)
 
     def forward(self, volume: Tensor) -> Tensor:
@@ -191,8 +193,8 @@ class UpConvFirst(nn.Module):
 class TransformerMerge(nn.Module):
     """1/4: the transformer branch of the decoded volume, added to the hourglass input, filtered.
 
-    The branch is computed from the decoded volume `low`; its partner in the sum is `high`, the volume
-    that entered the hourglass.
+    The branch is computed from the decoded volume `low`; its partner in the sum is `high`, the
+    volume that entered the hourglass.
     """
 
     def __init__(self, c: int, candidates: int) -> None:

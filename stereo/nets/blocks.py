@@ -1,11 +1,12 @@
 """Convolution, normalisation and attention units shared by the stereo networks.
 
-Symbols: B batch, C channels, D disparity candidates, H, W rows and columns. Parameter names are those
-of the released checkpoints (`conv1`, `bn1`, `feat_att.0.norm`, ...), so state dicts need no renaming.
+Symbols: B batch, C channels, D disparity candidates, H, W rows and columns. Parameter names are
+those of the released checkpoints (`conv1`, `bn1`, `feat_att.0.norm`, ...), so state dicts need no
+renaming.
 
 Two-dimensional maps and volumes are kept in channels-last memory (`torch.channels_last`,
-`torch.channels_last_3d`); shapes stay (B, C, H, W) and (B, C, D, H, W). On one CPU thread that layout
-makes the 3-D convolutions 1.7 to 3.7 times faster.
+`torch.channels_last_3d`); shapes stay (B, C, H, W) and (B, C, D, H, W). On one CPU thread that
+layout makes the 3-D convolutions 1.7 to 3.7 times faster.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ LEAKY_SLOPE = 0.01
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch normalisation over every dimension but the channels, for maps and volumes alike."""
 
-    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 (the base class names it)
+    def _check_input_dim(self, input: Tensor) -> None:
         """Accept any number of spatial dimensions."""
 
 

@@ -1,11 +1,12 @@
-"""Matching volumes between rectified left and right feature maps, and the lookup around a disparity.
+"""Matching volumes between rectified left and right feature maps, and the lookup in them.
 
-Symbols: B batch, C channels, G groups, D disparity candidates, h, w rows and columns of the feature map
-(1/4 of the image), N = B * h * w. Disparity is in feature-map pixels; candidate d compares left column x
-with right column x - d. Columns x < d have no match and hold 0.
+Symbols: B batch, C channels, G groups, D disparity candidates, h, w rows and columns of the
+feature map (1/4 of the image), N = B * h * w. Disparity is in feature-map pixels; candidate d
+compares left column x with right column x - d. Columns x < d have no match and hold 0.
 
-Every shift is a slice of a flattened array (rows of length L read with step L - 1 move by one column per
-row), never an assignment per candidate: the graph stays small and the gradient is a slice as well.
+Every shift is a slice of a flattened array (rows of length L read with step L - 1 move by one
+column per row), never an assignment per candidate: the graph stays small and the gradient is a
+slice as well.
 
 Source: group-wise correlation, Guo et al., CVPR 2019, section 3.2; geometry encoding volume with
 all-pairs correlation, IGEV-Stereo, Xu et al., CVPR 2023.
@@ -80,7 +81,8 @@ def all_pairs_correlation(left: Tensor, right: Tensor) -> Tensor:
 class GeometryLookup:
     """Reads the filtered volume and the all-pairs correlation around a disparity.
 
-    Both are kept at `levels` resolutions along the disparity axis; level i holds means of 2^i samples.
+    Both are kept at `levels` resolutions along the disparity axis; level i holds means of 2^i
+    samples.
 
     Args:
         volume: filtered volume (B, C, D, h, w).
@@ -128,8 +130,8 @@ def lookup_channels(*, channels: int, levels: int, radius: int) -> int:
 def channel_order(*, channels: int, levels: int, radius: int) -> Tensor:
     """For every channel of a `GeometryLookup`, its index in the released weights.
 
-    They order a level's geometry samples channel-major; memory holds them tap-major, and reordering one
-    weight is cheaper than reordering every sample.
+    They order a level's geometry samples channel-major; memory holds them tap-major, and reordering
+    one weight is cheaper than reordering every sample.
     """
     taps = 2 * radius + 1
     block = torch.arange(taps * channels).view(channels, taps).T.flatten()

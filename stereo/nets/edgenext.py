@@ -1,10 +1,10 @@
 """EdgeNeXt-small encoder and the decoder that merges its levels: features at 1/4 to 1/32.
 
-Symbols: B batch, C channels, H, W rows and columns, N = H * W tokens. Parameter names load the public
-`edgenext_small` weights after the renames of `names.py`.
+Symbols: B batch, C channels, H, W rows and columns, N = H * W tokens. Parameter names load the
+public `edgenext_small` weights after the renames of `names.py`.
 
-Source: EdgeNeXt, Maaz et al., 2022: depthwise convolution blocks, and at the end of stages 1 to 3 one
-split-transpose block whose attention runs across channels (cross-covariance, XCA).
+Source: EdgeNeXt, Maaz et al., 2022: depthwise convolution blocks, and at the end of stages 1 to 3
+one split-transpose block whose attention runs across channels (cross-covariance, XCA).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ChannelNorm(nn.LayerNorm):
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=NORM_EPS)
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the base class names it)
+    def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 

@@ -1,11 +1,11 @@
 """FastFoundationStereo: features, matching volume, hourglass, iterative refinement.
 
-Symbols: B batch, H, W rows and columns of the image (multiples of 32), h = H/4, w = W/4, D disparity
-candidates (one per 4 px of the image). Images are normalised outside. Disparity is positive, left x minus
-right x; it is not clamped.
+Symbols: B batch, H, W rows and columns of the image (multiples of 32), h = H/4, w = W/4, D
+disparity candidates (one per 4 px of the image). Images are normalised outside. Disparity is
+positive, left x minus right x; it is not clamped.
 
-Source: Fast-FoundationStereo (NVIDIA, 2025), re-implemented from a description of its layers; state-dict
-names and default widths are those of the released `bp2` checkpoint.
+Source: Fast-FoundationStereo (NVIDIA, 2025), re-implemented from a description of its layers;
+state-dict names and default widths are those of the released `bp2` checkpoint.
 """
 
 from __future__ import annotations
@@ -210,8 +210,8 @@ class FastFoundationStereo(nn.Module):
             right: normalised right image, (B, 3, H, W).
             iters: refinement iterations, at least 1.
             last_only: upsample only the result of the last iteration.
-            init_disparity: start of the refinement, (B, 1, H/4, W/4), in px of that map, in place of
-                the soft-argmin.
+            init_disparity: start of the refinement in place of the soft-argmin,
+                (B, 1, H/4, W/4), in px of that map.
         """
         features, right_x4 = self._features(left, right)
         volume = self._filtered_volume(features, right_x4)

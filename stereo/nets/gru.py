@@ -1,13 +1,13 @@
 """Iterative refinement: motion encoder, selective ConvGRU, disparity head, mask head.
 
-Symbols: B batch, h, w rows and columns at 1/4 of the image. Disparity is in px of that map. State-dict
-names follow the released checkpoints (`gru04` is the level at 1/4).
+Symbols: B batch, h, w rows and columns at 1/4 of the image. Disparity is in px of that map.
+State-dict names follow the released checkpoints (`gru04` is the level at 1/4).
 
-Work that does not change between iterations is done once, in `UpdateBlock.prepare`: the part of the first
-GRU convolution that sees the context features, and weights that are merged or reordered.
+Work that does not change between iterations is done once, in `UpdateBlock.prepare`: the part of the
+first GRU convolution that sees the context features, and weights that are merged or reordered.
 
-Source: Selective-Stereo, Wang et al., CVPR 2024 (small and large kernel cells mixed by an attention map);
-the loop is that of RAFT-Stereo, Lipson et al., 3DV 2021.
+Source: Selective-Stereo, Wang et al., CVPR 2024 (small and large kernel cells mixed by an attention
+map); the loop is that of RAFT-Stereo, Lipson et al., 3DV 2021.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Kernel(NamedTuple):
     """Weight and bias of a convolution."""
 
     weight: Tensor
-    bias: Tensor | None
+    bias: Tensor
 
 
 class Prepared(NamedTuple):
@@ -56,6 +56,7 @@ class MotionEncoder(nn.Module):
         self.convd1 = nn.Conv2d(1, disparity, 7, padding=3)
         self.convd2 = nn.Conv2d(disparity, disparity_mixed, 3, padding=1)
         self.conv = nn.Conv2d(mixed + disparity_mixed, final, 3, padding=1)
+        self.order: Tensor
         self.register_buffer("order", channel_order(**shape), persistent=False)
 
     def geometry_weight(self) -> Tensor:
@@ -75,18 +76,19 @@ class ConvGRUCell(nn.Module):
 
     def __init__(self, gate_in: int, candidate_in: int, hidden: int, kernel_size: int) -> None:
         super().__init__()
-        padding = kernel_size // 2
-        self.convz = nn.Conv2d(gate_in, hidden, kernel_size, padding=padding)
-        self.convr = nn.Conv2d(gate_in, hidden, kernel_size, padding=padding)
-        self.convq = nn.Conv2d(candidate_in, hidden, kernel_size, padding=padding)
+        self.padding = kernel_size // 2
+        self.convz = nn.Conv2d(gate_in, hidden, kernel_size, padding=self.padding)
+        self.convr = nn.Conv2d(gate_in, hidden, kernel_size, padding=self.padding)
+        self.convq = nn.Conv2d(candidate_in, hidden, kernel_size, padding=self.padding)
 
     def gates(self) -> Kernel:
         """Update and reset gate as one convolution."""
-        weight = torch.cat((self.convz.weight, self.convr.weight))
-        return Kernel(weight, torch.cat((self.convz.bias, self.convr.bias)))
+        both = (self.convz, self.convr)
+        weight, bias = (torch.cat([getattr(conv, key) for conv in both]) for key in Kernel._fields)
+        return Kernel(weight, bias)
 
     def forward(self, state: Tensor, x: Tensor, features: Tensor, gates: Kernel) -> Tensor:
-        both = torch.sigmoid(F.conv2d(features, *gates, padding=self.convz.padding))
+        both = torch.sigmoid(F.conv2d(features, *gates, padding=self.padding))
         update, reset = both.chunk(2, dim=1)
         candidate = torch.tanh(self.convq(torch.cat((reset * state, x), dim=1)))
         return torch.lerp(state, candidate, update)
@@ -98,10 +100,15 @@ class SelectiveConvGRU(nn.Module):
     def __init__(self, in_channels: int, hidden: int, gating: Sequence[int]) -> None:
         super().__init__()
         x, features = gating
-        self.conv0 = nn.Sequential(nn.Conv2d(in_channels, x, 3, padding=1), nn.ReLU())
+        self.conv0 = nn.ModuleList([nn.Conv2d(in_channels, x, 3, padding=1)])
         self.conv1 = nn.Sequential(nn.Conv2d(x + hidden, features, 3, padding=1), nn.ReLU())
         self.small_gru = ConvGRUCell(features, x + hidden, hidden, 1)
         self.large_gru = ConvGRUCell(features, x + hidden, hidden, 3)
+
+    def first(self) -> Kernel:
+        """Convolution on the context features and the motion features, in this channel order."""
+        parameters = dict(self.conv0[0].named_parameters())
+        return Kernel(**parameters)
 
     def forward(
         self, state: Tensor, motion: Tensor, attention: Tensor, prepared: Prepared
@@ -159,10 +166,9 @@ class UpdateBlock(nn.Module):
 
     def prepare(self, context: Tensor) -> Prepared:
         """Compute what does not change between iterations from the context features."""
-        first = self.gru04.conv0[0]
-        weight = first.weight
+        weight, bias = self.gru04.first()
         return Prepared(
-            context=F.conv2d(context, weight[:, : self.context], first.bias, padding=1),
+            context=F.conv2d(context, weight[:, : self.context], bias, padding=1),
             motion=weight[:, self.context :],
             geometry=self.encoder.geometry_weight(),
             small=self.gru04.small_gru.gates(),

@@ -1,24 +1,26 @@
 """Sampling along image rows and convex upsampling of disparity.
 
-Symbols: B batch, N = B * h * w pixels of the 1/4-resolution map, D samples along the sampled axis, C
-channels, r lookup radius. Positions are in samples of the table; outside of it every value is 0.
+Symbols: B batch, N = B * h * w pixels of the 1/4-resolution map, D samples along the sampled axis,
+C channels, r lookup radius. Positions are in samples of the table; outside it every value is 0.
 
 Source: correlation lookup and convex upsampling of RAFT, Teed and Deng, ECCV 2020.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 
 class LinearTable:
     """Rows of samples, one row per pixel, read at fractional positions.
 
-    The rows are stored with 2r+2 zeros before and behind, so that a window which leaves the row needs no
-    mask: its start is clamped to where it holds zeros only.
+    The rows are stored with 2r+2 zeros before and behind, so that a window which leaves the row
+    needs no mask: its start is clamped to where it holds zeros only.
 
     Args:
         rows: samples (N, D, C).
@@ -51,7 +53,7 @@ class LinearTable:
 
 
 def halve(rows: Tensor) -> Tensor:
-    """Return the means of adjacent samples of (N, D, C), (N, D // 2, C); an odd last one is dropped."""
+    """Return the means of adjacent samples (N, D // 2, C); an odd last one of D is dropped."""
     even = rows.shape[1] // 2 * 2
     return rows[:, :even].unflatten(1, (-1, 2)).mean(dim=2)
 
@@ -73,13 +75,13 @@ def _gather_windows(table: Tensor, start: Tensor, size: int) -> tuple[Tensor, Te
 class _GatherWindows(torch.autograd.Function):
     """Gather windows and pass the table on, so that one buffer collects the gradient of all calls.
 
-    Plain gathering allocates a zero-filled gradient of the whole table for every refinement iteration.
-    Here iteration i+1 reads the table returned by iteration i, hence its gradient arrives as the
-    incoming gradient of that output and can be added to in place.
+    Plain gathering allocates a zero-filled gradient of the whole table for every refinement
+    iteration. Here iteration i+1 reads the table returned by iteration i, hence its gradient
+    arrives as the incoming gradient of that output and can be added to in place.
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, table: Tensor, start: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, table: Tensor, start: Tensor, size: int) -> tuple[Tensor, Tensor]:
         index = _window_index(start, size, table.shape[1])
         ctx.save_for_backward(index)
         ctx.table_shape = table.shape
@@ -89,8 +91,8 @@ class _GatherWindows(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: FunctionCtx, grad_windows: Tensor | None, grad_table: Tensor | None
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad_windows: Tensor | None, grad_table: Tensor | None
     ) -> tuple[Tensor | None, None, None]:
         (index,) = ctx.saved_tensors
         if grad_windows is None:

@@ -1,0 +1,1 @@
+"""Weight files: containers on disk (`files`) and their way into a network (`load`)."""

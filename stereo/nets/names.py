@@ -1,0 +1,56 @@
+"""Released tensor names -> ours, as tables.
+
+The public FastFoundationStereo file is a pickled module whose parts carry other names than our
+state dicts; the tensors are the same. Names that are ours already pass unchanged, so the rules can
+always be applied.
+"""
+
+from __future__ import annotations
+
+import re
+
+from torch import Tensor
+
+# The first prefix that matches is replaced, once.
+FFS_PREFIXES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"^feature\.stem\.", "feature.downsample_layers.0."),
+        (r"^feature\.stages\.([123])\.downsample\.", r"feature.downsample_layers.\1."),
+        (r"^feature\.stages\.([0-3])\.blocks\.", r"feature.stages.\1."),
+        (r"^cost_agg\.atts\.4\.", "cost_agg.atts.cost_vol_disp."),
+        (r"^(corr_feature_att|classifier)\.layers\.", r"\1."),
+    )
+)
+EDGENEXT_PREFIX = "feature.stages."
+EDGENEXT_PARTS = (
+    (".conv_dw.", ".dwconv."),
+    (".mlp.fc1.", ".pwconv1."),
+    (".mlp.fc2.", ".pwconv2."),
+)
+NORM = re.compile(r"^(?P<block>.*)\.(bn|IN)\.(?P<leaf>\w+)$")
+
+
+def rename_fast_foundation_stereo(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return `state` under the names of `FastFoundationStereo`."""
+    return {_rename(_norm_of_conv_block(name, state)): value for name, value in state.items()}
+
+
+def _norm_of_conv_block(name: str, state: dict[str, Tensor]) -> str:
+    """Rename `X.bn.leaf` and `X.IN.leaf` to `X.norm.leaf` where X is a ConvBlock."""
+    match = NORM.match(name)
+    if match is None or f"{match['block']}.conv.weight" not in state:
+        return name
+    return f"{match['block']}.norm.{match['leaf']}"
+
+
+def _rename(name: str) -> str:
+    """Apply the prefix table, then the parts that differ within EdgeNeXt."""
+    for pattern, replacement in FFS_PREFIXES:
+        name, count = pattern.subn(replacement, name)
+        if count:
+            break
+    if name.startswith(EDGENEXT_PREFIX):
+        for theirs, ours in EDGENEXT_PARTS:
+            name = name.replace(theirs, ours)
+    return name

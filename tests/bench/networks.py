@@ -1,0 +1,120 @@
+"""Cost of the FastFoundationStereo network on one CPU thread, in units of the yardstick.
+
+    python tests/bench/networks.py [forward] [large] [backward] [step] [--repeats N]
+
+A unit is the CPU time of `yardstick.py`, measured around every repetition, so that rows compare
+between machines. Memory is what the row adds to the peak of the loaded process. Prints and never
+fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+
+from yardstick import unit_seconds  # noqa: E402 (a script finds its neighbours by path)
+
+from stereo.nets.fast_foundation_stereo import FastFoundationStereo  # noqa: E402
+from stereo.spec.networks import FastFoundationStereoSpec  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured piece of work."""
+
+    name: str
+    height: int
+    width: int
+    iters: int
+    batch: int = 1
+    max_disparity: int = 192
+    mode: str = "forward"  # forward, backward (forward + backward), step (train mode, with AdamW)
+
+
+ROWS = {
+    "forward": Row("forward 128x256, 8 iterations", 128, 256, 8),
+    "large": Row("forward 320x736, 8 iterations", 320, 736, 8),
+    "backward": Row("forward + backward 128x256, 8 iterations", 128, 256, 8, mode="backward"),
+    "step": Row("training step 64x128, batch 2, 4 iterations", 64, 128, 4, 2, 64, "step"),
+}
+
+
+def work(row: Row) -> Callable[[], None]:
+    """Return a function that does the row's work once."""
+    torch.manual_seed(0)
+    network = FastFoundationStereo(FastFoundationStereoSpec(max_disparity=row.max_disparity))
+    network.train(row.mode == "step")
+    left, right = torch.randn(2, row.batch, 3, row.height, row.width)
+    truth = torch.rand(row.batch, 1, row.height, row.width) * 40
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+
+    def forward() -> None:
+        with torch.no_grad():
+            network(left, right, iters=row.iters, last_only=True)
+
+    def backward() -> None:
+        output = network(left, right, iters=row.iters)
+        loss: Tensor = output.initial.abs().mean()
+        for disparity in output.refined:
+            loss = loss + (disparity - truth).abs().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+
+    def step() -> None:
+        backward()
+        optimizer.step()
+
+    return {"forward": forward, "backward": backward, "step": step}[row.mode]
+
+
+def measure(row: Row, repeats: int) -> str:
+    """Time the row against the yardstick, alternating, and return a line of the table."""
+    torch.set_num_threads(1)
+    once = work(row)
+    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    once()
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - loaded
+    units, seconds = [unit_seconds(repeats=1)], []
+    for _ in range(repeats):
+        start = time.process_time()
+        once()
+        seconds.append(time.process_time() - start)
+        units.append(unit_seconds(repeats=1))
+    ratio = statistics.median(seconds) / statistics.median(units)
+    return (
+        f"{row.name:<46} {statistics.median(seconds):7.3f} CPU s {ratio:7.2f} units "
+        f"{memory / 1024:6.0f} MB above the loaded process"
+    )
+
+
+def main() -> None:
+    """Measure the rows, each in a fresh process so that peaks do not mix."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", nargs="*", choices=[*ROWS, []], help="default: all")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.row:
+        print(measure(ROWS[options.row], options.repeats))
+        return
+    for key in options.rows or ROWS:
+        command = [sys.executable, __file__, "--row", key, "--repeats", str(options.repeats)]
+        subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()
