@@ -1,0 +1,316 @@
+"""The verbs, each a short recipe of calls; `ACTIONS` names them.
+
+Two actions serve a study and are no verbs: `check` reads everything a training run will read, and
+`pictures` writes the panels of the report. Every action leaves experiment.yaml, provenance.json,
+status.json and a log in its directory, failures included.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stereo.errors import NoResultError, SpecError, SpecProblem, StereoError
+from stereo.registry import entry_for
+from stereo.spec.load import load_spec, to_dict
+from stereo.status import StatusLog, log_file, write_experiment, write_provenance
+
+if TYPE_CHECKING:
+    from stereo.evaluation.evaluator import Evaluation
+    from stereo.predict import Predictor
+    from stereo.spec.deploy import EvaluateSpec, InferenceSpec
+    from stereo.spec.experiment import ExperimentSpec
+
+Report = Callable[[int, Mapping[str, float], Path | None], bool]
+PICTURES = 4  # validation pairs shown in a report
+
+
+@dataclass(frozen=True)
+class ActionResult:
+    """What an action leaves behind.
+
+    Attributes:
+        status: `ok`, `diverged`, `out_of_memory`, `invalid_spec` or `failed`.
+        metrics: numbers under the names of the interface (`val/epe`, px; fractions 0..1).
+        artifacts: files written, by kind.
+        detail: what a person should read; all faults when the status is not `ok`.
+        exit_code: exit status of the program.
+    """
+
+    status: str
+    metrics: dict[str, float]
+    artifacts: dict[str, Path]
+    detail: str = ""
+    exit_code: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of one action."""
+
+    spec: ExperimentSpec
+    directory: Path
+    status: StatusLog
+    report: Report | None
+
+
+def run(
+    action: str, spec: Mapping[str, Any], results_dir: Path, report: Report | None = None
+) -> ActionResult:
+    """Run an action from a plain mapping; a wrong spec is the status `invalid_spec`."""
+    complete = {**spec, "results_dir": str(results_dir)}
+    try:
+        resolved = load_spec(complete, action=SPEC_OF.get(action, action))
+    except SpecError as error:
+        return ActionResult("invalid_spec", {}, {}, str(error), error.exit_code)
+    return run_resolved(action, resolved, results_dir, report=report)
+
+
+def run_resolved(
+    action: str,
+    spec: ExperimentSpec,
+    directory: Path,
+    *,
+    report: Report | None = None,
+    inferred: Mapping[str, str] | None = None,
+) -> ActionResult:
+    """Run an action with its files in `directory`; every outcome ends in status.json.
+
+    Args:
+        action: key of `ACTIONS`.
+        spec: the resolved experiment.
+        directory: where the action writes, used as it is.
+        report: see `stereo.trainable.DepthNet.run`.
+        inferred: keys that were filled from a parent, with the reason.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    status = StatusLog(directory, action)
+    write_experiment(directory, to_dict(spec))
+    write_provenance(directory, action=action, seed=spec.train.seed, inferred=inferred)
+    status.started()
+    with log_file(directory, action):
+        try:
+            result = ACTIONS[action](Job(spec, directory, status, report))
+        except KeyboardInterrupt:
+            status.failure("Interrupted; state saved.", 130)
+            raise
+        except (StereoError, OSError) as error:
+            result = _failed(error)
+        except (MemoryError, RuntimeError) as error:
+            result = _failed_in_torch(error)
+    if result.exit_code == 0:
+        status.success(artifacts=list(result.artifacts.values()), kpi=result.metrics)
+    else:
+        status.failure(f"{CATEGORIES[result.status]}: {result.detail}", result.exit_code)
+    return result
+
+
+CATEGORIES = {
+    "diverged": "No usable result",
+    "out_of_memory": "Out of memory",
+    "invalid_spec": "Configuration error",
+    "failed": "Runtime error",
+}
+
+
+def _failed(error: StereoError | OSError) -> ActionResult:
+    if isinstance(error, OSError):
+        return ActionResult("failed", {}, {}, f"File system error: {error}", 1)
+    word = "diverged" if isinstance(error, NoResultError) else "failed"
+    if isinstance(error, SpecError):
+        word = "invalid_spec"
+    return ActionResult(word, {}, {}, str(error), error.exit_code)
+
+
+def _failed_in_torch(error: MemoryError | RuntimeError) -> ActionResult:
+    """Out of memory is an outcome; any other runtime error is a bug and keeps its traceback."""
+    from stereo.train.trainer import is_out_of_memory
+
+    if is_out_of_memory(error):
+        remedy = "Use a smaller batch, crop or volume_dim"
+        return ActionResult("out_of_memory", {}, {}, f"{error}. {remedy}", 1)
+    return ActionResult("failed", {}, {}, traceback.format_exc(), 1)
+
+
+def train(job: Job) -> ActionResult:
+    """Train; see `stereo.train.trainer.fit` for checkpoints, resuming and reporting."""
+    from stereo.train.trainer import fit
+
+    entry = entry_for(job.spec)
+    outcome = fit(job.spec, entry, job.directory, report=job.report, status=job.status)
+    files = {"best": outcome.best, "latest": outcome.latest}
+    artifacts = {name: path for name, path in files.items() if path is not None}
+    exit_code = {"ok": 0, "stopped": 0, "diverged": 3}.get(outcome.status, 1)
+    word = "ok" if outcome.status == "stopped" else outcome.status
+    return ActionResult(word, dict(outcome.metrics), artifacts, outcome.detail, exit_code)
+
+
+def evaluate(job: Job) -> ActionResult:
+    """Score a checkpoint, a graph or an engine at native size on the test split."""
+    from stereo.data.loaders import evaluation_loader
+    from stereo.evaluation.evaluator import evaluate as score
+
+    section = job.spec.evaluate
+    predictor = _predictor(job.spec, section, "evaluate")
+    batch_size = section.batch_size if section.batch_size > 0 else 0
+    loader = evaluation_loader(
+        job.spec.dataset.test_dataset,
+        job.spec,
+        batch_size=batch_size or job.spec.dataset.test_dataset.batch_size,
+    )
+    limit = min(job.spec.dataset.max_disparity, job.spec.model.max_disparity)
+    evaluation = score(predictor, loader, max_disparity=limit)
+    files = _write_evaluation(job.directory, evaluation, predictor)
+    names = {f"val/{name}": value for name, value in evaluation.metrics.items()}
+    bare = evaluation.metrics if section.trt_engine else {}
+    job.status.running("Test metrics generated.", kpi={**names, **bare})
+    return ActionResult("ok", names, files, f"scored by {predictor.backend}")
+
+
+def _write_evaluation(
+    directory: Path, evaluation: Evaluation, predictor: Predictor
+) -> dict[str, Path]:
+    summary = asdict(evaluation)
+    rows = summary.pop("rows")
+    summary = {**summary.pop("metrics"), **summary, "source": str(predictor.source)}
+    files = {
+        "results": directory / "results.json",
+        "per_sample_results": directory / "per_sample_results.json",
+    }
+    _write_json(files["results"], summary)
+    _write_json(files["per_sample_results"], rows)
+    return files
+
+
+def inference(job: Job) -> ActionResult:
+    """Write disparity and a picture for every pair of the inference split."""
+    from stereo.data.loaders import evaluation_loader
+    from stereo.evaluation.pictures import write_predictions
+
+    section = job.spec.inference
+    predictor = _predictor(job.spec, section, "inference")
+    split = job.spec.dataset.infer_dataset
+    batch_size = section.batch_size if section.batch_size > 0 else split.batch_size
+    loader = evaluation_loader(split, job.spec, batch_size=batch_size, inference=True)
+    written = write_predictions(
+        predictor,
+        loader,
+        job.directory,
+        split.augmentation,
+        save_raw_pfm=section.save_raw_pfm,
+        save_raw_npy=section.save_raw_npy,
+    )
+    if written == 0:
+        raise NoResultError(f"{job.directory}: inference wrote no prediction")
+    folder = {"inference_images": job.directory / "inference_images"}
+    return ActionResult("ok", {"pairs": float(written)}, folder, f"{written} pairs predicted")
+
+
+def export(job: Job) -> ActionResult:
+    """Write the ONNX graph of a checkpoint and check it against PyTorch."""
+    from stereo.export.graph import export_graph
+    from stereo.predict import load_network
+
+    section = job.spec.export
+    checkpoint = Path(section.checkpoint)
+    graph = Path(section.onnx_file or job.directory / f"{checkpoint.resolve().stem}.onnx")
+    network = load_network(checkpoint, job.spec)
+    info = export_graph(network, job.spec, graph, checkpoint=checkpoint)
+    metrics = {
+        "export/max_difference_px": info.max_difference,
+        "export/nodes": float(info.nodes),
+        "export/bytes": float(info.bytes),
+    }
+    return ActionResult("ok", metrics, {"graph": info.path, "sidecar": info.sidecar})
+
+
+def gen_trt_engine(job: Job) -> ActionResult:
+    """Build an engine from a graph with the chosen backend."""
+    from stereo.engines.build import build_engine
+
+    info = build_engine(job.spec.gen_trt_engine, job.directory)
+    metrics = {
+        "engine/bytes": float(info.engine.stat().st_size),
+        "engine/build_seconds": float(info.facts.get("build_seconds", 0.0)),
+    }
+    files = {"engine": info.engine, "sidecar": info.sidecar}
+    return ActionResult("ok", metrics, files, f"built by {info.backend}")
+
+
+def check(job: Job) -> ActionResult:
+    """Read every file that training and validation will read; all faults come together."""
+    from stereo.data.loaders import preflight
+
+    facts = preflight(job.spec, ("train_dataset", "val_dataset"))
+    sizes = facts["val_dataset"].sizes
+    stride = entry_for(job.spec).stride
+    height, width = (-(-max(side) // stride) * stride for side in zip(*sizes, strict=True))
+    metrics = {
+        "pairs_train": float(facts["train_dataset"].pairs),
+        "pairs_val": float(facts["val_dataset"].pairs),
+        "height": float(height),
+        "width": float(width),
+        "mixed_sizes": float(len({(-(-h // stride), -(-w // stride)) for h, w in sizes}) > 1),
+    }
+    _write_json(job.directory / "data.json", {name: _plain(fact) for name, fact in facts.items()})
+    return ActionResult("ok", metrics, {"data": job.directory / "data.json"})
+
+
+def _plain(facts: Any) -> dict[str, Any]:
+    sizes = {f"{height}x{width}": count for (height, width), count in facts.sizes.items()}
+    return {**asdict(facts), "sizes": sizes}
+
+
+def pictures(job: Job) -> ActionResult:
+    """Write left, truth, prediction and error pictures of the first test pairs."""
+    from stereo.data.loaders import evaluation_loader
+    from stereo.evaluation.pictures import write_pictures
+
+    split = job.spec.dataset.test_dataset
+    predictor = _predictor(job.spec, job.spec.evaluate, "evaluate")
+    loader = evaluation_loader(split, job.spec, batch_size=1)
+    items = write_pictures(predictor, loader, job.directory, split.augmentation, count=PICTURES)
+    _write_json(job.directory / "pictures.json", items)
+    return ActionResult("ok", {}, {"pictures": job.directory / "pictures.json"})
+
+
+def _predictor(spec: ExperimentSpec, section: EvaluateSpec | InferenceSpec, verb: str) -> Predictor:
+    """The predictor of exactly one of `checkpoint` and `trt_engine`."""
+    from stereo.predict import load_predictor
+
+    chosen = [path for path in (section.checkpoint, section.trt_engine) if path]
+    if len(chosen) != 1:
+        problem = "both are set" if chosen else "neither is set"
+        remedy = "Set exactly one: checkpoint for PyTorch, trt_engine for an engine or graph"
+        key = f"{verb}.checkpoint, {verb}.trt_engine"
+        raise SpecError([SpecProblem("", key, problem, remedy)])
+    size = None
+    if section.input_height and section.input_width:
+        size = (section.input_height, section.input_width)
+    return load_predictor(
+        Path(chosen[0]), spec, input_size=size, native_padded=section.native_padded
+    )
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", "utf-8")
+    temporary.replace(path)
+
+
+ACTIONS: dict[str, Callable[[Job], ActionResult]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "inference": inference,
+    "export": export,
+    "gen_trt_engine": gen_trt_engine,
+    "check": check,
+    "pictures": pictures,
+}
+# The verb whose required fields an internal action shares.
+SPEC_OF = {"check": "train", "pictures": "evaluate"}

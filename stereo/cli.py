@@ -1,0 +1,237 @@
+"""`depth_net`: the verbs of the depth package on the command line.
+
+Knows nothing of AutoML: `depth_net train` is always a plain run. Exit codes: 0 success, 1 the verb
+failed, 2 found before anything ran, 3 ran without a usable result, 4 backend or device missing,
+130 and 143 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from stereo import __version__
+from stereo.errors import SpecError, SpecProblem, StereoError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stereo.spec.experiment import ExperimentSpec
+
+SCHEMAS = Path(__file__).resolve().parents[1] / "schemas"
+VERBS = {
+    "train": "train a network and keep its checkpoints",
+    "evaluate": "score a checkpoint, a graph or an engine on pairs with ground truth",
+    "inference": "write disparity maps and pictures for pairs",
+    "export": "write the ONNX graph of a checkpoint, checked against PyTorch",
+    "gen_trt_engine": "build an engine from a graph",
+}
+OUTPUTS = {
+    "train": "dn_model_epoch_EEE_step_SSSSS.pth, dn_model_latest.pth, dn_model_best.pth, "
+    "metrics.csv, TensorBoard events",
+    "evaluate": "results.json (fractions, not percents), per_sample_results.json",
+    "inference": "inference_images/, disparity_pfm/ (save_raw_pfm), disparity_npy/ (save_raw_npy)",
+    "export": "the graph and its sidecar GRAPH.onnx.json",
+    "gen_trt_engine": "the engine and its sidecar ENGINE.json",
+}
+EPILOG = """\
+examples:
+  depth_net default_specs --model ffs --action train -o train.yaml
+  depth_net train -e train.yaml results_dir=results/run train.num_epochs=2
+  depth_net evaluate -e evaluate.yaml evaluate.checkpoint=results/run/train/dn_model_best.pth
+  depth_net evaluate -e evaluate.yaml --set-from results/studies/ffs/bundle
+
+exit codes: 0 success, 1 failed while running, 2 found before anything ran, 3 no usable result,
+4 backend or device missing, 130/143 interrupted. Searches are run by `automl`, not here."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = _parser(argv if argv is not None else sys.argv[1:]).parse_args(argv)
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return arguments.command(arguments)
+    except StereoError as error:
+        print(f"{error}\nExecution status: FAIL", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt as interrupt:
+        code = 143 if interrupt.args == (signal.SIGTERM,) else 130
+        print(f"Interrupted; state saved.\nExecution status: FAIL (exit {code})", file=sys.stderr)
+        return code
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt(signal.SIGTERM)
+
+
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="depth_net",
+        description="Train, score, export and build stereo-depth networks from one YAML spec.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"depth_net {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="VERB")
+    wants_help = "--help" in argv or "-h" in argv
+    for verb, sentence in VERBS.items():
+        sub = commands.add_parser(
+            verb,
+            help=sentence,
+            description=sentence[0].upper() + sentence[1:] + ".",
+            epilog=_fields_of(verb) if wants_help else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        _add_spec_arguments(sub)
+        sub.add_argument(
+            "--set-from",
+            metavar="PARENT",
+            type=Path,
+            help="fill open fields from a train, export or engine run, a bundle or a study",
+        )
+        sub.add_argument(
+            "--select",
+            default="best",
+            metavar="best|latest|epoch=E|step=S",
+            help="which checkpoint of the parent (default: best)",
+        )
+        sub.add_argument("--dry-run", action="store_true", help="print the resolved spec and stop")
+        sub.set_defaults(command=_run_verb, verb=verb)
+    specs = commands.add_parser("default_specs", help="write the packaged spec of a verb")
+    specs.add_argument("--model", required=True, choices=_models())
+    specs.add_argument("--action", required=True, choices=list(VERBS))
+    specs.add_argument("-o", "--output", type=Path, help="file to write (default: print)")
+    specs.set_defaults(command=_default_specs)
+    validate = commands.add_parser("validate", help="check a spec and stop")
+    _add_spec_arguments(validate)
+    validate.add_argument(
+        "--action", default="train", choices=list(VERBS), help="verb to check for"
+    )
+    validate.set_defaults(command=_validate)
+    return parser
+
+
+def _add_spec_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-e",
+        "--experiment_spec_file",
+        dest="spec_file",
+        required=True,
+        type=Path,
+        metavar="SPEC.yaml",
+        help="the spec; any file name",
+    )
+    parser.add_argument("--model", choices=_models(), help="template to start from")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="dotted override, value read as YAML; list items by index",
+    )
+    # Known wrong turns get an answer instead of "unrecognized arguments".
+    parser.add_argument("--automl-policy", help=argparse.SUPPRESS)
+
+
+def _models() -> list[str]:
+    return sorted(path.parent.name for path in SCHEMAS.glob("*/model.json"))
+
+
+def _fields_of(verb: str) -> str:
+    """Required and popular fields of a verb, read from its schema."""
+    lines: list[str] = []
+    for model in _models():
+        schema = json.loads((SCHEMAS / model / f"{verb}.schema.json").read_text("utf-8"))
+        required = list(_leaves(schema, lambda leaf, open_: open_))
+        popular = list(_leaves(schema, lambda leaf, open_: bool(leaf.get("x-popular"))))
+        lines += [f"required fields ({model}):", *required, f"popular fields ({model}):", *popular]
+    return "\n".join(
+        [*lines, f"writes: {OUTPUTS[verb]}", "also: experiment.yaml, status.json, log"]
+    )
+
+
+def _leaves(schema: dict[str, Any], keep: Any, prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for name, leaf in schema.get("properties", {}).items():
+        path = f"{prefix}{name}"
+        if "properties" in leaf:
+            found += _leaves(leaf, keep, f"{path}.")
+        elif keep(leaf, name in schema.get("required", [])):
+            default = f" (default {leaf['default']})" if "default" in leaf else ""
+            found.append(f"  {path}: {leaf.get('description', '')}{default}")
+    return found
+
+
+def _load(arguments: argparse.Namespace, action: str) -> tuple[ExperimentSpec, dict[str, str]]:
+    """The resolved spec and, for every inferred key, where its value came from."""
+    from stereo.parent import infer
+    from stereo.spec.load import load_spec
+
+    if arguments.automl_policy is not None:
+        problem = "--automl-policy is a run argument of `automl train`, never one of depth_net"
+        remedy = "Use automl train MODEL --automl-policy auto|on|off"
+        raise SpecError([SpecProblem("command line", "--automl-policy", problem, remedy)])
+    overrides = list(arguments.overrides)
+    reasons: dict[str, str] = {}
+    if getattr(arguments, "set_from", None) is not None:
+        inferred = infer(arguments.set_from, action, arguments.select)
+        fresh = inferred.open_fields(arguments.spec_file, overrides)
+        overrides = [f"{key}={json.dumps(value)}" for key, value in fresh.items()] + overrides
+        reasons = {key: inferred.reasons[key] for key in fresh}
+    spec = load_spec(arguments.spec_file, overrides, action=action, model=arguments.model)
+    return spec, reasons
+
+
+def _run_verb(arguments: argparse.Namespace) -> int:
+    from stereo.spec.load import to_dict
+    from stereo.status import action_directory
+
+    spec, reasons = _load(arguments, arguments.verb)
+    directory = action_directory(spec, arguments.verb)
+    if arguments.dry_run:
+        print(yaml.safe_dump(to_dict(spec), sort_keys=False).rstrip())
+        for key, reason in reasons.items():
+            print(f"# {key}: {reason}")
+        print(f"# would write to {directory}; nothing was run")
+        return 0
+    from stereo import actions
+
+    result = actions.run_resolved(arguments.verb, spec, directory, inferred=reasons)
+    for name, path in result.artifacts.items():
+        print(f"{name}: {path}")
+    if result.detail:
+        print(result.detail, file=sys.stdout if result.exit_code == 0 else sys.stderr)
+    print(f"Execution status: {'PASS' if result.exit_code == 0 else 'FAIL'}")
+    return result.exit_code
+
+
+def _default_specs(arguments: argparse.Namespace) -> int:
+    packaged = SCHEMAS.parent / "spec_templates" / arguments.model / f"{arguments.action}.yaml"
+    text = packaged.read_text("utf-8")
+    if arguments.output is None:
+        print(text, end="")
+        return 0
+    if arguments.output.exists():
+        problem = "the file exists and would be overwritten"
+        raise SpecError([SpecProblem(str(arguments.output), "-o", problem, "Name another file")])
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(text, "utf-8")
+    print(f"wrote {arguments.output}; fill in the fields marked ???")
+    return 0
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    _load(arguments, arguments.action)
+    print(f"{arguments.spec_file}: valid for {arguments.action}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

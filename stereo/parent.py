@@ -1,0 +1,168 @@
+"""`--set-from PARENT`: what a run inherits from an earlier run, a bundle or a study.
+
+A parent gives its model file (checkpoint, graph or engine) and every value of its `model` section.
+Nothing overrides a value the user wrote; a contradiction is an error, since that is how scores
+drift apart unnoticed. Rules: `interface.md` 6 of the design pages.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stereo.errors import SpecError, SpecProblem
+
+CHECKPOINT = re.compile(r"(?:dn_)?model_epoch_(?P<epoch>\d+)_step_(?P<step>\d+)\.pth")
+# Which field takes which file of the parent, best first.
+TAKES = {
+    "evaluate": {"checkpoint": "evaluate.checkpoint", "engine": "evaluate.trt_engine"},
+    "inference": {"checkpoint": "inference.checkpoint", "engine": "inference.trt_engine"},
+    "export": {"checkpoint": "export.checkpoint"},
+    "gen_trt_engine": {"graph": "gen_trt_engine.onnx_file"},
+    "train": {"checkpoint": "train.pretrained_model_path"},
+}
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """Values taken from a parent, each with the reason that goes into provenance.json."""
+
+    parent: Path
+    values: Mapping[str, Any]
+    reasons: Mapping[str, str]
+
+    def open_fields(self, spec_file: Path, overrides: Sequence[str]) -> dict[str, Any]:
+        """The inferred values the user left open.
+
+        Raises:
+            SpecError: the spec or an override sets a `model` value the parent contradicts.
+        """
+        written = dict(_leaves(yaml.safe_load(spec_file.read_text("utf-8")) or {}))
+        for override in overrides:
+            key, _, value = override.removeprefix("+").partition("=")
+            written[key] = yaml.safe_load(value)
+        explicit = {key: value for key, value in written.items() if value not in ("???", None)}
+        problems = [
+            SpecProblem(
+                str(spec_file),
+                key,
+                f"got {explicit[key]!r}, but the parent {self.parent} was made with {value!r}",
+                "Remove the key or take another parent",
+            )
+            for key, value in self.values.items()
+            if key.startswith("model.") and key in explicit and explicit[key] != value
+        ]
+        if problems:
+            raise SpecError(problems)
+        return {key: value for key, value in self.values.items() if key not in explicit}
+
+
+def infer(parent: Path, action: str, select: str = "best") -> Inferred:
+    """Read a parent directory.
+
+    Args:
+        parent: a run directory, a bundle, or a study directory or its name.
+        action: verb that inherits.
+        select: `best`, `latest`, `epoch=E` or `step=S`, for parents with several checkpoints.
+
+    Raises:
+        SpecError: no such parent, or it holds nothing that `action` can take.
+    """
+    directory = _resolve(parent)
+    files, spec, origin = _contents(directory, select)
+    takes = TAKES[action]
+    kind = next((kind for kind in _preference(origin, takes) if kind in files), None)
+    if kind is None:
+        have = ", ".join(sorted(files)) or "no model file"
+        problem = f"{action} needs a {' or '.join(takes)}; this {origin} has {have}"
+        raise SpecError([SpecProblem(str(directory), "--set-from", problem, "Name another parent")])
+    values = {takes[kind]: str(files[kind])}
+    reasons = {takes[kind]: f"{kind} of the {origin} {directory} ({select})"}
+    for key, value in _leaves({"model": spec.get("model", {})}):
+        values[key] = value
+        reasons[key] = f"model section of the {origin} {directory}"
+    return Inferred(directory, values, reasons)
+
+
+def _preference(origin: str, takes: Mapping[str, str]) -> list[str]:
+    """An engine parent or a bundle is scored as engine, a training run as checkpoint."""
+    return sorted(takes, key=lambda kind: (kind == "checkpoint") == (origin != "training run"))
+
+
+def _resolve(parent: Path) -> Path:
+    candidates = [parent, Path("results/studies") / parent]
+    directory = next((path for path in candidates if path.is_dir()), None)
+    if directory is None:
+        problem = f"no such directory, and no study results/studies/{parent}"
+        raise SpecError([SpecProblem(str(parent), "--set-from", problem, "Check the path")])
+    if (directory / "events.jsonl").is_file():
+        if not (directory / "bundle" / "bundle.json").is_file():
+            problem = "this study has no bundle yet"
+            remedy = f"Run `automl promote {directory.name}` first"
+            raise SpecError([SpecProblem(str(directory), "--set-from", problem, remedy)])
+        return directory / "bundle"
+    return directory
+
+
+def _contents(directory: Path, select: str) -> tuple[dict[str, Path], dict[str, Any], str]:
+    """Model files by kind, the resolved spec, and what the directory is."""
+    if (directory / "bundle.json").is_file():
+        bundle = json.loads((directory / "bundle.json").read_text("utf-8"))
+        names = ("checkpoint", "graph", "engine")
+        files = {
+            name: directory / bundle["files"][name]["path"]
+            for name in names
+            if name in bundle["files"]
+        }
+        return files, bundle["spec"], "bundle"
+    experiment = directory / "experiment.yaml"
+    if not experiment.is_file() and (directory / "train" / "experiment.yaml").is_file():
+        return _contents(directory / "train", select)
+    if not experiment.is_file():
+        problem = "neither bundle.json nor experiment.yaml is here"
+        remedy = "Name a run, a bundle or a study"
+        raise SpecError([SpecProblem(str(directory), "--set-from", problem, remedy)])
+    spec = yaml.safe_load(experiment.read_text("utf-8"))
+    engines = sorted([*directory.glob("*.rtx"), *directory.glob("*.engine")])
+    graphs = sorted(directory.glob("*.onnx"))
+    if engines:
+        return {"engine": engines[-1]}, spec, "engine run"
+    if graphs:
+        return {"graph": graphs[-1], "engine": graphs[-1]}, spec, "export run"
+    return {"checkpoint": select_checkpoint(directory, select)}, spec, "training run"
+
+
+def select_checkpoint(directory: Path, select: str) -> Path:
+    """One checkpoint of a training run.
+
+    Raises:
+        SpecError: the run has no such checkpoint; the message lists those it has.
+    """
+    epochs = {path: CHECKPOINT.fullmatch(path.name) for path in sorted(directory.glob("*.pth"))}
+    found = {path: match for path, match in epochs.items() if match}
+    if select in ("best", "latest"):
+        link = directory / f"dn_model_{select}.pth"
+        if link.is_file():
+            return link.resolve()
+    elif wanted := re.fullmatch(r"(epoch|step)=(\d+)", select):
+        for path, match in found.items():
+            if int(match[wanted[1]]) == int(wanted[2]):
+                return path
+    have = ", ".join(path.name for path in found) or "none"
+    problem = f"no checkpoint for --select {select}; it has: {have}"
+    remedy = "Use best, latest, epoch=E or step=S"
+    raise SpecError([SpecProblem(str(directory), "--select", problem, remedy)])
+
+
+def _leaves(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
