@@ -1,0 +1,85 @@
+"""Runners carry jobs of a `TrialDriver` to where they train: in this process, or by Ray Tune.
+
+What they share: SIGINT and SIGTERM end a study between two events, never inside one, and the
+study is closed the same way whoever ran it.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
+
+from automl.trial import TrialDriver
+
+
+class TrainingInterruptedError(BaseException):
+    """Leaves a trainer that runs in this process; no trainer catches it by accident."""
+
+
+class Interruption:
+    """SIGINT and SIGTERM as a flag, while it is entered in the main thread.
+
+    Attributes:
+        signal: the signal that arrived, else None.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._leave_at_once = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._arrived)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+
+    @contextmanager
+    def leaves_training(self) -> Generator[None]:
+        """Inside, a signal raises `TrainingInterruptedError` at once, which ends the block."""
+        self._leave_at_once = True
+        try:
+            yield
+        except TrainingInterruptedError:
+            pass
+        finally:
+            self._leave_at_once = False
+
+    @contextmanager
+    def held_back(self) -> Generator[None]:
+        """Inside, a signal only sets the flag; when it came, the exit leaves the training."""
+        self._leave_at_once = False
+        yield
+        self._leave_at_once = True
+        if self.signal is not None:
+            raise TrainingInterruptedError
+
+    def _arrived(self, number: int, _frame: FrameType | None) -> None:
+        self.signal = number
+        if self._leave_at_once:
+            raise TrainingInterruptedError
+
+
+def conclude(driver: TrialDriver, interruption: Interruption) -> None:
+    """Record why the study ended.
+
+    Raises:
+        AutoMLError: the study could not go on.
+        KeyboardInterrupt: SIGINT arrived.
+        SystemExit: SIGTERM arrived; its code is 143.
+    """
+    if driver.failure is not None:
+        raise driver.failure
+    if interruption.signal == signal.SIGINT:
+        raise KeyboardInterrupt
+    if interruption.signal is not None:
+        raise SystemExit(128 + interruption.signal)
+    if driver.study.end_reason is None:
+        driver.study.append({"kind": "study_ended", "reason": driver.end_reason()})

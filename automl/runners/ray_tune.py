@@ -1,0 +1,325 @@
+"""A study as a Ray Tune experiment, on this machine or on an existing cluster.
+
+Ray keeps its own files in a short directory under /tmp (a Unix socket's path holds at most 107
+bytes) and is removed completely at the end. `ray/session.json` of the study names the processes
+and that directory, so that the next start ends what a `kill -9` left; `ray/ray.log` has what Ray
+would print. Nothing in `ray/` is read to resume.
+
+Written against Ray 2.60. Its processes on Linux are tied to the driver by the kernel (parent
+death signal), workers notice that their raylet is gone.
+"""
+
+# pyright: basic, reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+# Ray's types are partial.
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import ray
+from ray import tune
+from ray.exceptions import RayError
+from ray.tune import TuneError
+
+from automl.errors import StoreError, StudyFailedError
+from automl.resources import TrialResources, gpus, per_trial
+from automl.runners import Interruption, conclude
+from automl.runners.ray_search import StopWhen, StudyScheduler, StudySearcher, StudyWatch
+from automl.trial import Job, TrialDriver, run_trial
+
+if TYPE_CHECKING:
+    from automl.algorithms.table import Algorithm
+    from automl.store import Study
+
+SESSION_FILE = "session.json"
+LOG_FILE = "ray.log"
+TOKEN_FILE = Path("~/.ray/auth_token")
+OBJECT_STORE_BYTES = 100 * 2**20  # configurations and epoch reports only; Ray's minimum is 75 MiB
+STOP_PATIENCE_S = 60.0  # a trainer told to stop has so long before its worker is replaced
+
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
+    "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0 this prints nothing; the new engine prints boxes
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+}
+
+
+def run(
+    study: Study,
+    algorithm: Algorithm,
+    trainable: str,
+    *,
+    live: Callable[[Mapping[str, Any]], None] | None = None,
+    address: str | None = None,
+    dashboard: bool = False,
+) -> None:
+    """Run or resume a study to the end of its budget; call it from the main thread.
+
+    Args:
+        study: opened for writing; with an `address` its directory is shared by all nodes.
+        algorithm: asks and decides.
+        trainable: name of the trainer, found again in every worker.
+        live: sees every event after it was recorded.
+        address: `HOST:PORT` of a running cluster; None: processes on this machine.
+        dashboard: start Ray's dashboard on 127.0.0.1.
+
+    Raises:
+        AutoMLError: the study cannot go on (full disk, trials keep failing, Ray broke).
+        KeyboardInterrupt: SIGINT arrived; SystemExit(143): SIGTERM. Both resume.
+    """
+    scratch = study.directory / "ray"
+    scratch.mkdir(exist_ok=True)
+    end_leftovers(scratch)
+    driver = TrialDriver(study, algorithm, trainable, live)
+    share = per_trial(study.resolved.study.resources)
+    with Interruption() as interruption:
+        if driver.has_work():
+            with (
+                _environment(_ENVIRONMENT),
+                _ray_log(scratch),
+                _session(scratch, share, address, dashboard) as directory,
+            ):
+                _fit(driver, interruption, share, directory)
+        conclude(driver, interruption)
+
+
+def _fit(
+    driver: TrialDriver, interruption: Interruption, share: TrialResources, directory: Path
+) -> None:
+    watch = StudyWatch(driver, interruption)
+    tuner = tune.Tuner(
+        tune.with_resources(StudyWorker, {"cpu": share.cpus, "gpu": share.gpus}),
+        tune_config=tune.TuneConfig(
+            search_alg=StudySearcher(driver),
+            scheduler=StudyScheduler(driver),
+            num_samples=-1,  # the searcher says when it is finished
+            max_concurrent_trials=share.max_concurrent,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(directory),
+            verbose=0,
+            stop=StopWhen(watch),
+            callbacks=[watch],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    )
+    try:
+        tuner.fit()
+    except (RayError, TuneError, OSError) as error:
+        log = driver.study.directory / "ray" / LOG_FILE
+        driver.fail(StudyFailedError(f"Ray stopped: {error}. See {log}; the same command resumes"))
+
+
+class StudyWorker(tune.Trainable):
+    """Trains one trial after another in one process; `train` is one epoch or the end.
+
+    The trainer runs in a thread that waits inside every report until the driver has answered it
+    and Ray asks for more, so nothing trains unasked.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Take the first job."""
+        self._begin(config["job"])
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next job; the process is kept."""
+        self._finish()
+        self._begin(new_config["job"])
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Return the next `(epoch, metrics, checkpoint)`, or the trial's `Outcome`, as message."""
+        if not self._thread.is_alive() and self._thread.ident is None:
+            self._thread.start()
+        elif self._answer is not None:
+            self._answers.put(self._answer)
+            self._answer = None
+        return {"message": self._messages.get()}
+
+    def answer(self, stop: bool) -> None:
+        """Take the driver's decision about the last epoch; given before the next `step`."""
+        self._answer = stop
+
+    def cleanup(self) -> None:
+        """End training before the process ends."""
+        self._finish()
+
+    def _begin(self, job: Job) -> None:
+        with suppress(OSError):  # a full disk ends the trial where it matters
+            _write_output_to(job.directory / "worker.log")
+        self._answer: bool | None = None
+        self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._train, args=(job,), daemon=True)
+
+    def _train(self, job: Job) -> None:
+        def report(epoch: int, metrics: Mapping[str, float], checkpoint: Path | None) -> bool:
+            self._messages.put((epoch, dict(metrics), checkpoint))
+            return self._answers.get()
+
+        self._messages.put(run_trial(job, report))
+
+    def _finish(self) -> None:
+        """Let the thread end; a trainer that does not stop takes its process with it."""
+        if self._thread.is_alive():
+            self._answers.put(True)
+            self._thread.join(STOP_PATIENCE_S)
+            if self._thread.is_alive():
+                os._exit(1)
+
+
+def _write_output_to(path: Path) -> None:
+    """Send this process's output, native libraries included, to a file of the trial."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+
+
+# --- Ray's processes ---------------------------------------------------------------------------
+
+
+def end_leftovers(scratch: Path) -> None:
+    """End what an earlier session of this study left running, and remove its directory."""
+    try:
+        directory = Path(json.loads((scratch / SESSION_FILE).read_text())["directory"])
+    except (OSError, ValueError, KeyError):
+        return
+    leftovers = _processes_of(directory)
+    for process in leftovers:
+        process.kill()
+    psutil.wait_procs(leftovers, timeout=10)
+    shutil.rmtree(directory, ignore_errors=True)
+    (scratch / SESSION_FILE).unlink(missing_ok=True)
+
+
+def _processes_of(directory: Path) -> list[psutil.Process]:
+    """Return the processes that have a file of this session open: each writes a log there.
+
+    Ray's processes overwrite their command line, so open files are the reliable mark.
+    """
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        try:
+            files = process.open_files()
+        except psutil.Error:
+            continue
+        if process.pid != os.getpid() and any(directory in Path(f.path).parents for f in files):
+            found.append(process)
+    return found
+
+
+@contextmanager
+def _session(
+    scratch: Path, share: TrialResources, address: str | None, dashboard: bool
+) -> Generator[Path]:
+    """Yield the directory of a running Ray; nothing of it is left afterwards.
+
+    Raises:
+        StoreError: the study's directory cannot be written.
+        StudyFailedError: Ray did not start.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="depthtune-", dir="/tmp"))
+    try:
+        _write_session(scratch, directory)
+        try:
+            _start_ray(directory, share, address, dashboard)
+        except (OSError, RuntimeError, ValueError, RayError) as error:
+            raise StudyFailedError(
+                f"Ray did not start: {error}. See {scratch / LOG_FILE}"
+            ) from error
+        _restrict_token()
+        yield directory
+    finally:
+        ray.shutdown()
+        end_leftovers(scratch)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _start_ray(
+    directory: Path, share: TrialResources, address: str | None, dashboard: bool
+) -> None:
+    worker_environment = {"env_vars": share.environment() | {"RAY_CHDIR_TO_TRIAL_DIR": "0"}}
+    quiet = {"log_to_driver": False, "logging_level": "WARNING"}
+    if address is not None:
+        ray.init(address, runtime_env=worker_environment, **quiet)
+        return
+    ray.init(
+        "local",
+        num_cpus=max(1, round(share.cpus * share.max_concurrent)),
+        num_gpus=gpus() if share.gpus else 0,
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=dashboard,
+        dashboard_host="127.0.0.1",
+        runtime_env=worker_environment,
+        _temp_dir=str(directory),
+        **quiet,
+    )
+
+
+def _restrict_token() -> None:
+    """Make the token that Ray created for its API readable by its owner only."""
+    token = TOKEN_FILE.expanduser()
+    if token.is_file():
+        token.chmod(0o600)
+
+
+def _write_session(scratch: Path, directory: Path) -> None:
+    temporary = scratch / f"{SESSION_FILE}.tmp"
+    try:
+        temporary.write_text(json.dumps({"directory": str(directory)}), encoding="utf-8")
+        temporary.replace(scratch / SESSION_FILE)
+    except OSError as error:
+        raise StoreError(f"{scratch}: cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Generator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _ray_log(scratch: Path) -> Generator[None]:
+    """Send what Ray logs in this process to `ray.log` instead of the terminal.
+
+    The notes of its background thread (a worker died) have no switch in Ray 2.60, so they are
+    turned off where its own debugger does it; our log names every such death.
+    """
+    logger = logging.getLogger("ray")
+    handlers, propagate = list(logger.handlers), logger.propagate
+    file = logging.FileHandler(scratch / LOG_FILE, encoding="utf-8", delay=True)
+    file.handleError = lambda record: None  # a full disk is reported by the event log
+    logger.handlers, logger.propagate = [file], False
+    ray._private.worker._worker_logs_enabled = False
+    try:
+        yield
+    finally:
+        ray._private.worker._worker_logs_enabled = True
+        logger.handlers, logger.propagate = handlers, propagate
+        file.close()

@@ -1,0 +1,374 @@
+"""One trial in any runner: patch the spec, run the trainer, record every epoch and the outcome.
+
+`run_trial` is the worker's half: it runs the trainer and knows nothing of the study. `TrialDriver`
+is the driver's half and the log's only writer: it hands out jobs, writes every event before
+anybody acts on it, and decides. A runner carries jobs one way and reports the other way.
+
+A trial that the log shows as running is continued from the checkpoint of its last logged epoch,
+so the epochs of a trial are consecutive whatever was killed. An epoch counts when it is logged.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from automl.algorithms.table import Algorithm
+from automl.budget import Budget
+from automl.contract import Report, Status, find_trainable
+from automl.errors import AutoMLError, StoreError, StudyFailedError
+from automl.store import Study, TrialRecord
+from automl.study_spec import set_path
+
+RESUME_KEY = "train.resume_training_checkpoint_path"
+TRIAL_VARIABLE = "DEPTHTUNE_TRIAL"  # set while a trial trains: a trial never starts a study
+FAILURES_IN_A_ROW = 3
+
+Cause = Literal["new", "resumed", "retried"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """All a worker needs to run one trial, or to continue it.
+
+    Attributes:
+        trial: the trial's number in the study.
+        trainable: name for `automl.contract.find_trainable`.
+        spec: the complete spec; names the checkpoint to resume from.
+        directory: the trial's own directory.
+    """
+
+    trial: int
+    trainable: str
+    spec: Mapping[str, Any]
+    directory: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended, in the worker's eyes; `status` is a value of `Status`."""
+
+    status: str
+    detail: str = ""
+    disk_full: bool = False
+
+
+def run_trial(job: Job, report: Report) -> Outcome:
+    """Train one trial and say how it ended; an exception of the trainer is an outcome too."""
+    try:
+        with _marked_as_trial(job.trial):
+            trainable = find_trainable(job.trainable)
+            result = trainable.run("train", job.spec, job.directory, report)
+    except Exception as error:  # noqa: BLE001 - whatever a trainer raises must not end the study
+        traceback.print_exc()
+        detail = f"{type(error).__name__}: {error}"
+        return Outcome(Status.FAILED, detail, disk_full=_is_disk_full(error))
+    full = result.status == Status.FAILED and os.strerror(errno.ENOSPC) in result.detail
+    return Outcome(result.status, result.detail, disk_full=full)
+
+
+@contextmanager
+def _marked_as_trial(trial: int) -> Generator[None]:
+    before = os.environ.get(TRIAL_VARIABLE)
+    os.environ[TRIAL_VARIABLE] = str(trial)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[TRIAL_VARIABLE]
+        else:
+            os.environ[TRIAL_VARIABLE] = before
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@dataclass
+class _Attempt:
+    """A started trial: when it started and when it was last heard of, on the monotonic clock."""
+
+    started: float
+    heard: float
+
+
+class TrialDriver:
+    """The only writer of a study's trials, and the place where decisions become events.
+
+    Attributes:
+        study: the open study.
+        failure: the first error after which the study cannot go on; None while all is well.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        algorithm: Algorithm,
+        trainable: str,
+        on_event: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> None:
+        """Close or queue what an earlier session left running."""
+        self.study = study
+        self.failure: AutoMLError | None = None
+        self._algorithm = algorithm
+        self._budget = Budget(study.resolved.study.budget)
+        self._trainable = trainable
+        self._on_event = on_event
+        self._waiting: deque[tuple[TrialRecord, Cause, str]] = deque()
+        self._attempts: dict[int, _Attempt] = {}
+        self._space_used_up = False
+        self._failed_in_a_row = 0
+        self._pruned: set[int] = set()
+        for record in study.running():
+            state = _decided_state(record)
+            if state is None:
+                self._waiting.append((record, "resumed", ""))
+            else:
+                self._end(record.id, state, "")
+        self._prune_checkpoints()
+
+    # --- handing out jobs ---
+
+    def next_job(self) -> Job | None:
+        """Start the next trial: one to continue, else a new one; None when there is none."""
+        if self.failure is not None:
+            return None
+        if self._waiting:
+            return self._start_again(*self._waiting.popleft())
+        if self.end_reason() is not None:
+            return None
+        suggestion = self._algorithm.ask()
+        if suggestion is None:
+            self._space_used_up = True
+            return None
+        trial, params = suggestion
+        self._append_start(trial, params, {"attempt": 1, "resumed_from_epoch": 0, "cause": "new"})
+        return self._job(trial, params, None)
+
+    def has_work(self) -> bool:
+        """Whether `next_job` would give a job now."""
+        return self.failure is None and (bool(self._waiting) or self.end_reason() is None)
+
+    def end_reason(self) -> str | None:
+        """Return why no new trial is started, or None."""
+        if self._space_used_up:
+            return "every combination of the searched values has been tried"
+        return self._budget.exhausted(self.study)
+
+    def job_started(self, trial: int) -> None:
+        """Start the clocks of a trial: its worker has it now."""
+        now = time.monotonic()
+        self._attempts[trial] = _Attempt(now, now)
+
+    # --- what workers report ---
+
+    def on_epoch(
+        self, trial: int, epoch: int, metrics: Mapping[str, float], checkpoint: Path | None
+    ) -> bool:
+        """Record a finished epoch with the decision about it; True: the trial stops here."""
+        record = self.study.trials[trial]
+        if record.state != "running":
+            return True
+        fault = self._fault(record, epoch, metrics)
+        if fault is not None:
+            self._end(trial, *fault)
+            return True
+        value = metrics[self.study.objective.metric]
+        decision = self._algorithm.stop(trial, epoch, value)
+        self._append(
+            {
+                "kind": "epoch",
+                "trial": trial,
+                "epoch": epoch,
+                "metrics": dict(metrics),
+                "checkpoint": str(checkpoint) if checkpoint else None,
+                "decision": decision.action,
+                "rung": decision.rung,
+            }
+        )
+        if trial in self._attempts:
+            self._attempts[trial].heard = time.monotonic()
+        if decision.action == "continue":
+            return self._end_with_budget(trial)
+        return decision.action == "stop"
+
+    def on_end(self, trial: int, outcome: Outcome) -> None:
+        """Record how a trial's training ended; a failure is tried once more."""
+        record = self.study.trials[trial]
+        if record.state != "running" or self.failure is not None:
+            return
+        decided = _decided_state(record)
+        if decided is not None:
+            self._end(trial, decided, outcome.detail if outcome.status != Status.OK else "")
+        elif outcome.disk_full:
+            self.fail(
+                StoreError(
+                    f"{self.study.directory}: the disk is full: trial {trial} could not write"
+                    f" ({outcome.detail}). Free some space and run the same command again: the"
+                    " trial continues from its last epoch"
+                )
+            )
+        elif outcome.status == Status.OK:
+            full = self.study.resolved.full_epochs
+            detail = f"training ended by itself after {record.last_epoch} of {full} epochs"
+            self._failed(record, detail)
+        elif outcome.status == Status.FAILED:
+            self._failed(record, outcome.detail)
+        else:
+            self._end(trial, outcome.status, outcome.detail)
+
+    def on_lost(self, trial: int, reason: str) -> None:
+        """Record that a trial's worker died."""
+        record = self.study.trials[trial]
+        if record.state != "running" or self.failure is not None:
+            return
+        decided = _decided_state(record)
+        if decided is not None:
+            self._end(trial, decided, "")
+        else:
+            self._failed(record, reason)
+
+    def end_overdue(self) -> list[int]:
+        """End the trials beyond a limit as failed; the caller kills their workers."""
+        overdue: list[int] = []
+        for trial in list(self._attempts):
+            reason = self.over_limit(trial)
+            if reason is not None:
+                self._end(trial, Status.FAILED, reason)
+                overdue.append(trial)
+        return overdue
+
+    def over_limit(self, trial: int) -> str | None:
+        """Return which limit a running trial has passed, or None."""
+        limits = self.study.resolved.study.trial_limits
+        attempt, now = self._attempts[trial], time.monotonic()
+        silent, total = now - attempt.heard, now - attempt.started
+        if silent > 60 * limits.minutes_without_report:
+            return (
+                f"killed: no report for {limits.minutes_without_report:g} min"
+                " (trial_limits.minutes_without_report)"
+            )
+        if limits.hours is not None and total > 3600 * limits.hours:
+            return f"killed: longer than {limits.hours:g} h (trial_limits.hours)"
+        return None
+
+    def fail(self, error: AutoMLError) -> None:
+        """Remember why the study cannot go on; the first reason counts."""
+        self.failure = self.failure or error
+
+    # --- events ---
+
+    def _start_again(self, record: TrialRecord, cause: Cause, detail: str) -> Job:
+        checkpoint = record.checkpoint
+        if checkpoint is None or not checkpoint.is_file():
+            checkpoint = None
+        resumed_from = record.last_epoch if checkpoint else 0
+        start = {"attempt": record.attempts + 1, "resumed_from_epoch": resumed_from, "cause": cause}
+        self._append_start(record.id, record.params, start | ({"detail": detail} if detail else {}))
+        return self._job(record.id, record.params, checkpoint)
+
+    def _append_start(
+        self, trial: int, params: Mapping[str, Any], start: Mapping[str, Any]
+    ) -> None:
+        seed = self.study.resolved.study.seed
+        facts = {"kind": "trial_started", "trial": trial, "params": dict(params), "seed": seed}
+        self._append({**facts, **start})
+
+    def _job(self, trial: int, params: Mapping[str, Any], checkpoint: Path | None) -> Job:
+        resolved = self.study.resolved
+        spec = resolved.space.apply(resolved.base_spec, params)
+        if checkpoint is not None:
+            set_path(spec, RESUME_KEY, str(checkpoint))
+        directory = self.study.trial_directory(trial)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{directory}: cannot be made: {error.strerror}") from error
+        return Job(trial, self._trainable, spec, directory)
+
+    def _fault(
+        self, record: TrialRecord, epoch: int, metrics: Mapping[str, float]
+    ) -> tuple[str, str] | None:
+        """Return the state and reason that end a trial whose report cannot be recorded."""
+        metric = self.study.objective.metric
+        if metric not in metrics:
+            return Status.FAILED, f"the trainer reported no {metric} after epoch {epoch}"
+        if not math.isfinite(metrics[metric]):
+            return Status.DIVERGED, f"{metric} is {metrics[metric]} after epoch {epoch}"
+        if epoch != record.last_epoch + 1:
+            return Status.FAILED, f"the trainer reported epoch {epoch} after {record.last_epoch}"
+        return None
+
+    def _failed(self, record: TrialRecord, detail: str) -> None:
+        if record.retries == 0:
+            self._attempts.pop(record.id, None)
+            self._waiting.append((record, "retried", detail))
+        else:
+            self._end(record.id, Status.FAILED, detail)
+
+    def _end(self, trial: int, state: str, detail: str) -> None:
+        self._attempts.pop(trial, None)
+        self._append({"kind": "trial_ended", "trial": trial, "state": str(state), "detail": detail})
+        self._failed_in_a_row = self._failed_in_a_row + 1 if state == Status.FAILED else 0
+        if self._failed_in_a_row >= FAILURES_IN_A_ROW:
+            self.fail(
+                StudyFailedError(
+                    f"{self.study.directory}: {FAILURES_IN_A_ROW} trials in a row failed, the last"
+                    f" one (trial {trial}) with: {detail}. See {self.study.trial_directory(trial)};"
+                    " when the cause is gone, run the same command again"
+                )
+            )
+        self._prune_checkpoints()
+
+    def _end_with_budget(self, trial: int) -> bool:
+        """End a trial that would go on although the time is up or the target is reached."""
+        reason = self._budget.overrun(self.study)
+        if reason is not None:
+            self._end(trial, "stopped", reason)
+        return reason is not None
+
+    def _append(self, event: Mapping[str, Any]) -> None:
+        self.study.append(event)
+        if self._on_event is not None:
+            self._on_event(event)
+
+    # --- checkpoints ---
+
+    def _prune_checkpoints(self) -> None:
+        """Delete the checkpoints of ended trials except the baseline's and the best's last one."""
+        best = self.study.best()
+        suffixes = {trial.checkpoint.suffix for trial in self.study.trials if trial.checkpoint}
+        for record in self.study.trials:
+            if record.state == "running" or record.id in self._pruned:
+                continue
+            kept = record.id == 0 or (best is not None and record.id == best.id)
+            keep = record.checkpoint if kept and record.state == "complete" else None
+            _delete_files(self.study.trial_directory(record.id), suffixes | {".tmp"}, keep)
+            if keep is None:
+                self._pruned.add(record.id)
+
+
+def _decided_state(record: TrialRecord) -> str | None:
+    """Return the end that a trial's last logged decision implies, or None."""
+    decision = record.epochs[-1].decision if record.epochs else "continue"
+    return {"stop": "stopped", "complete": "complete"}.get(decision)
+
+
+def _delete_files(directory: Path, suffixes: set[str], keep: Path | None) -> None:
+    kept = keep.resolve() if keep is not None else None
+    for file in list(directory.rglob("*")):
+        if file.suffix in suffixes and file.resolve() != kept:
+            file.unlink(missing_ok=True)
