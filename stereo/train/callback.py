@@ -164,6 +164,8 @@ class RunCallback(pl.Callback):
         self.records.batch(module)
         if progress.batch != batch_idx + 1:
             return  # gradients are still being accumulated
+        if progress.batch == trainer.num_training_batches:
+            self._rng = checkpoint.rng_state()  # validation draws from it and may be interrupted
         self.records.step(module)
         if (
             self.report is None
@@ -174,10 +176,6 @@ class RunCallback(pl.Callback):
             self._save(trainer, module)
         if self.signals:
             raise InterruptedTraining
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the generators as they were after the last step: validation may be interrupted."""
-        self._rng = checkpoint.rng_state()
 
     def on_validation_batch_end(
         self,
@@ -197,7 +195,7 @@ class RunCallback(pl.Callback):
         module = _depth(pl_module)
         progress = module.progress
         self._rng = None
-        row = {"train_loss": progress.train_loss, **module.validation, "lr": module.last.lr}
+        row = {"train_loss": progress.train_loss, **module.validation, "lr": module.last_lr}
         validated, module.validation = bool(module.validation), {}
         problem = _verdict(module, row)
         progress.finish_epoch()

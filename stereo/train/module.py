@@ -23,7 +23,7 @@ from stereo.errors import DivergedError
 from stereo.geometry import crop, pad_to_multiple
 from stereo.losses import sequence_loss, smooth_l1
 from stereo.metrics import DisparityMetrics
-from stereo.train.optim import build_optimizer, set_learning_rate
+from stereo.train.optim import build_optimizer, learning_rate
 
 if TYPE_CHECKING:
     from stereo.registry import ModelEntry
@@ -77,7 +77,6 @@ class StepFacts:
     """What the last optimiser step did, for the logs."""
 
     loss: float = math.nan
-    lr: float = math.nan
     grad_norm: float = math.nan
 
 
@@ -111,6 +110,16 @@ class DepthModule(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW or SGD of `train.optim`."""
         return build_optimizer(self.model, self.spec.train.optim)
+
+    def learning_rate(self, step: int) -> float:
+        """Rate of an optimiser step, 0-based."""
+        optim = self.spec.train.optim
+        return learning_rate(optim, optim.lr, step, self.total_steps)
+
+    @property
+    def last_lr(self) -> float:
+        """Rate of the last step taken."""
+        return self.learning_rate(max(self.progress.step - 1, 0))
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Add one batch to the current optimiser step and take the step when it is complete."""
@@ -160,10 +169,10 @@ class DepthModule(pl.LightningModule):
         norm = self._clip()
         if scaler is None and not math.isfinite(norm):
             return False
-        self.last.lr = set_learning_rate(
-            optimizer, self.spec.train.optim, self.progress.step, self.total_steps
-        )
         self.last.grad_norm = norm
+        lr = self.learning_rate(self.progress.step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
         if scaler is None:
             optimizer.step()
         else:

@@ -97,16 +97,6 @@ def build_optimizer(model: nn.Module, optim: OptimSpec) -> torch.optim.Optimizer
     return torch.optim.AdamW(parameters, lr=optim.lr, weight_decay=optim.weight_decay)
 
 
-def set_learning_rate(
-    optimizer: torch.optim.Optimizer, optim: OptimSpec, step: int, total_steps: int
-) -> float:
-    """Give every parameter the rate of `step`; returns it."""
-    lr = learning_rate(optim, optim.lr, step, total_steps)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    return lr
-
-
 def warn_about_unused(optim: OptimSpec, total_steps: int) -> None:
     """Log the settings that were changed but are not read, and a warm-up that is cut."""
     default = OptimSpec()

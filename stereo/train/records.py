@@ -102,7 +102,7 @@ class Records:
             self._scalars(
                 {
                     "train_loss_step": last.loss,
-                    "train/lr": last.lr,
+                    "train/lr": module.last_lr,
                     "train/grad_norm": last.grad_norm,
                 },
                 step,

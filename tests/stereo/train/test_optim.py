@@ -17,7 +17,6 @@ from stereo.train.optim import (
     build_optimizer,
     effective_warmup,
     learning_rate,
-    set_learning_rate,
     warn_about_unused,
 )
 
@@ -87,8 +86,6 @@ def test_optimisers_read_their_settings_and_leave_frozen_parameters_out(name: st
         assert group["momentum"] == 0.3
     else:
         assert group["betas"] == (0.9, 0.999)
-    optim = OptimSpec(lr=0.5, lr_scheduler="LambdaLR", warmup_steps=0)
-    assert set_learning_rate(optimizer, optim, 5, 10) == group["lr"] == 0.25
 
 
 @pytest.mark.parametrize(
