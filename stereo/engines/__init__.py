@@ -55,12 +55,20 @@ class Runnable:
         backend: who computes, in words for tables.
         facts: sidecar of the graph (model, size, iterations); empty without one.
         warnings: what a reader of the scores must know, for example exchanged files.
+        profile_batch: largest batch of an engine with an open batch axis.
     """
 
     engine: Engine
     backend: str
     facts: dict[str, Any]
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    profile_batch: int | None = None
+
+    @property
+    def largest_batch(self) -> int | None:
+        """Pairs it takes in one call; None: any number."""
+        fixed = self.engine.inputs[0].shape[0]
+        return self.profile_batch if fixed == -1 else fixed
 
 
 def runnable(path: Path, *, threads: int | None = None) -> Runnable:
@@ -114,7 +122,9 @@ def _engine_or_graph(
     except EngineError as error:
         reason = str(error).splitlines()[0]
     else:
-        return Runnable(engine, f"{kind} on {engine.device}", source, warnings)
+        profiles: list[dict[str, Any]] = list(facts["profiles"].values())
+        largest = profiles[0]["maximum"][0] if profiles else None
+        return Runnable(engine, f"{kind} on {engine.device}", source, warnings, largest)
     graph, recorded = _graph_of(path, facts, reason), facts["graph"]
     converted = precision.convert(graph.read_bytes(), facts["data_type"])
     warnings += _changed(graph, recorded["sha256"], base.sidecar_path(path))

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from stereo.errors import EngineError, SpecError, SpecProblem
 
 FORMAT_VERSION = 1
+LEFT, RIGHT, DISPARITY = "left_image", "right_image", "disparity"
 DataType = Literal["fp32", "fp16"]
 Tensors = dict[str, NDArray[Any]]
 
@@ -157,17 +158,16 @@ def read_sidecar(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def write_sidecar(path: Path, facts: Mapping[str, Any]) -> Path:
-    """Write the sidecar of a graph or engine; `format_version` and the file's hash are added."""
+def write_sidecar(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the sidecar of a graph or engine, and return it with the file's hash and size added."""
     complete = {
         "format_version": FORMAT_VERSION,
         "sha256": sha256(path),
         "bytes": path.stat().st_size,
         **facts,
     }
-    file = sidecar_path(path)
-    write_atomically(file, (json.dumps(complete, indent=2) + "\n").encode())
-    return file
+    write_atomically(sidecar_path(path), (json.dumps(complete, indent=2) + "\n").encode())
+    return complete
 
 
 def relative_to(path: Path, directory: Path) -> str:

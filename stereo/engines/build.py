@@ -82,8 +82,8 @@ def build_engine(
         "device_check": _device_check(builder, engine, probe, reference, graph),
         "source": base.read_sidecar(graph),
     }
-    sidecar = base.write_sidecar(engine, facts)
-    return EngineInfo(engine, sidecar, builder.name, facts)
+    complete = base.write_sidecar(engine, facts)
+    return EngineInfo(engine, base.sidecar_path(engine), builder.name, complete)
 
 
 def engine_name(

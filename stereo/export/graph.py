@@ -29,8 +29,6 @@ from stereo.export.parity import Difference, compare
 from stereo.spec.experiment import ExperimentSpec
 
 LOG = logging.getLogger(__name__)
-INPUTS = ("left_image", "right_image")
-OUTPUT = "disparity"
 DYNAMIC_BATCH = "batch_size"
 PROBE_BATCH = 2  # of a graph with a dynamic batch
 
@@ -102,11 +100,10 @@ def export_graph(
     tell("comparing ONNX Runtime with PyTorch")
     difference = _check(module, content, left, right, onnx_file)
     base.write_atomically(onnx_file, content)
-    facts = _facts(spec, model, difference, checkpoint)
-    sidecar = base.write_sidecar(onnx_file, facts)
+    base.write_sidecar(onnx_file, _facts(spec, model, difference, checkpoint))
     return GraphInfo(
         path=onnx_file,
-        sidecar=sidecar,
+        sidecar=base.sidecar_path(onnx_file),
         height=section.input_height,
         width=section.input_width,
         opset=section.opset_version,
@@ -127,7 +124,7 @@ def _probe(batch: int, height: int, width: int) -> tuple[Tensor, Tensor]:
 def _trace(
     module: nn.Module, left: Tensor, right: Tensor, file: Path, spec: ExperimentSpec
 ) -> None:
-    dynamic = {name: {0: DYNAMIC_BATCH} for name in (*INPUTS, OUTPUT)}
+    dynamic = {name: {0: DYNAMIC_BATCH} for name in (base.LEFT, base.RIGHT, base.DISPARITY)}
     opset = spec.export.opset_version
     with warnings.catch_warnings(), torch.no_grad(), _memory_format_ignored(opset):
         # The exporter announces its successor, and warns at each shape that is fixed on purpose.
@@ -136,8 +133,8 @@ def _trace(
             module,
             (left, right),
             str(file),
-            input_names=list(INPUTS),
-            output_names=[OUTPUT],
+            input_names=[base.LEFT, base.RIGHT],
+            output_names=[base.DISPARITY],
             opset_version=opset,
             dynamic_axes=dynamic if spec.export.batch_size == -1 else None,
             do_constant_folding=True,
@@ -166,7 +163,7 @@ def _label(model: onnx.ModelProto, spec: ExperimentSpec) -> onnx.ModelProto:
     section = spec.export
     batch = section.batch_size if section.batch_size > 0 else DYNAMIC_BATCH
     shape = [batch, 1, section.input_height, section.input_width]
-    output = onnx.helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, shape)
+    output = onnx.helper.make_tensor_value_info(base.DISPARITY, onnx.TensorProto.FLOAT, shape)
     del model.graph.output[:]
     model.graph.output.append(output)
     return model
@@ -178,7 +175,7 @@ def _check(
     with torch.no_grad():
         expected = module(left, right).numpy()
     engine = GraphEngine(content)
-    found = engine({INPUTS[0]: left.numpy(), INPUTS[1]: right.numpy()})[OUTPUT]
+    found = engine({base.LEFT: left.numpy(), base.RIGHT: right.numpy()})[base.DISPARITY]
     difference = compare(expected, found.astype(np.float32))
     if not difference.within_limit():
         raise EngineError(

@@ -1,0 +1,146 @@
+"""Files that show predictions: the outputs of inference, and the panels of a report."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+
+from stereo import viz
+from stereo.data.encodings import write_pfm, write_png
+from stereo.engines.base import write_atomically
+from stereo.predict import Predictor
+from stereo.spec.data import StereoAugmentSpec
+from stereo.viz import Map, Picture
+
+SCALE_QUANTILE = 0.98  # of the ground truth; the disparity that gets the last colour of a panel
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One sample at native size; `truth` is +inf and `valid` False where nothing is known."""
+
+    name: str
+    left: Picture
+    prediction: Map
+    truth: Map
+    valid: viz.Mask
+    has_gt: bool
+
+
+def write_predictions(
+    predictor: Predictor,
+    loader: Iterable[Mapping[str, Any]],
+    directory: Path,
+    preprocessing: StereoAugmentSpec,
+    *,
+    save_raw_pfm: bool,
+    save_raw_npy: bool,
+) -> int:
+    """Write the outputs of inference and return the number of pairs.
+
+    `inference_images/<name>.png` shows left, ground truth if there is one, prediction and error;
+    `disparity_pfm/<name>.pfm` and `disparity_npy/<name>.npy` hold float32 px at native size.
+    """
+    stems: set[str] = set()
+    for sample in _samples(predictor, loader, preprocessing):
+        stem = _unused_stem(sample.name, stems)
+        panels = [sample.left, viz.color_disparity(sample.prediction)]
+        if sample.has_gt:
+            panels.insert(1, viz.color_disparity(sample.truth))
+            panels.append(viz.color_error(sample.prediction, sample.truth, sample.valid))
+        _write_picture(directory / "inference_images" / f"{stem}.png", viz.side_by_side(panels))
+        if save_raw_pfm:
+            file = directory / "disparity_pfm" / f"{stem}.pfm"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_pfm(file, sample.prediction)
+        if save_raw_npy:
+            content = io.BytesIO()
+            np.save(content, sample.prediction)
+            write_atomically(directory / "disparity_npy" / f"{stem}.npy", content.getvalue())
+    return len(stems)
+
+
+def write_pictures(
+    predictor: Predictor,
+    loader: Iterable[Mapping[str, Any]],
+    directory: Path,
+    preprocessing: StereoAugmentSpec,
+    *,
+    count: int,
+) -> list[dict[str, Any]]:
+    """Write four pictures of each of the first `count` samples.
+
+    Ground truth and prediction share one colour scale, which depends on the ground truth only, so
+    that pictures of two checkpoints can be compared.
+
+    Returns:
+        Per sample its `name`, the file names `left`, `truth`, `prediction` and `error`, its `epe`
+        in px (None without valid pixels), and `scale_px`, the disparity of the last colour.
+    """
+    items: list[dict[str, Any]] = []
+    for index, sample in zip(
+        range(count), _samples(predictor, loader, preprocessing), strict=False
+    ):
+        known = sample.truth[sample.valid]
+        scale = float(np.quantile(known if known.size else sample.prediction, SCALE_QUANTILE))
+        pictures = {
+            "left": sample.left,
+            "truth": viz.color_disparity(sample.truth, scale),
+            "prediction": viz.color_disparity(sample.prediction, scale),
+            "error": viz.color_error(sample.prediction, sample.truth, sample.valid),
+        }
+        for kind, picture in pictures.items():
+            _write_picture(directory / f"{index}_{kind}.png", picture)
+        error = np.abs(sample.prediction - sample.truth)[sample.valid]
+        items.append(
+            {
+                "name": sample.name,
+                **{kind: f"{index}_{kind}.png" for kind in pictures},
+                "epe": float(error.mean()) if error.size else None,
+                "scale_px": scale,
+            }
+        )
+    return items
+
+
+def _samples(
+    predictor: Predictor, loader: Iterable[Mapping[str, Any]], preprocessing: StereoAugmentSpec
+) -> Iterator[Shown]:
+    for batch in loader:
+        disparity = predictor(batch["left"], batch["right"])
+        for position, name in enumerate(batch["name"]):
+            valid = batch["valid"][position, 0].numpy()
+            yield Shown(
+                name=name,
+                left=viz.denormalize(
+                    batch["left"][position].numpy(),
+                    preprocessing.input_mean,
+                    preprocessing.input_std,
+                ),
+                prediction=disparity[position].numpy(),
+                truth=np.where(valid, batch["disparity"][position, 0].numpy(), np.float32(np.inf)),
+                valid=valid,
+                has_gt=bool(batch["has_gt"][position]),
+            )
+
+
+def _unused_stem(name: str, used: set[str]) -> str:
+    """The sample's relative path without suffix, numbered when two samples share it."""
+    parts = [part for part in PurePath(name).with_suffix("").parts if part not in ("/", "..")]
+    wanted = "/".join(parts)
+    stem, number = wanted, 1
+    while stem in used:
+        number += 1
+        stem = f"{wanted}_{number}"
+    used.add(stem)
+    return stem
+
+
+def _write_picture(path: Path, picture: Picture) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_png(path, picture)

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from stereo.engines import precision
+from stereo.engines.ort import GraphEngine
+from stereo.errors import EngineError
+
+FLOAT, FLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16
+
+
+def _model(nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray]) -> bytes:
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        [helper.make_tensor_value_info("x", FLOAT, [1, 2, 4, 4])],
+        [helper.make_tensor_value_info("y", FLOAT, [1, 2, 4, 4])],
+        [numpy_helper.from_array(values, name) for name, values in constants.items()],
+    )
+    opset = helper.make_opsetid("", 17)
+    return helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString()
+
+
+def _types(model: ModelProto) -> dict[str, int]:
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    values = (*inferred.input, *inferred.value_info, *inferred.output)
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    return types | {tensor.name: tensor.data_type for tensor in inferred.initializer}
+
+
+@pytest.fixture
+def mixed() -> bytes:
+    """Convolution, L2 norm with epsilon, and the shared weight of a second convolution."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], name="conv", pads=[1, 1, 1, 1]),
+        helper.make_node("ReduceL2", ["a"], ["n"], name="norm", axes=[1]),
+        helper.make_node("Clip", ["n", "eps"], ["m"], name="floor"),
+        helper.make_node("Div", ["a", "m"], ["b"], name="divide"),
+        helper.make_node("Conv", ["b", "w"], ["c"], name="conv_again", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["y"], name="last"),
+    ]
+    weight = np.random.default_rng(0).standard_normal((2, 2, 3, 3)).astype(np.float32)
+    return _model(nodes, {"w": weight, "eps": np.array(1e-12, np.float32)})
+
+
+def test_fp32_leaves_the_bytes_alone(mixed: bytes) -> None:
+    assert precision.convert(mixed, "fp32") is mixed
+
+
+def test_fp16_computes_in_float16_between_float32_ends(mixed: bytes) -> None:
+    model = onnx.load_from_string(precision.convert(mixed, "fp16"))
+
+    onnx.checker.check_model(model, full_check=True)
+    types = _types(model)
+    assert types["x"] == types["y"] == FLOAT
+    assert types["a"] == types["b"] == types["c"] == FLOAT16
+    assert types["n"] == types["m"] == FLOAT, "a norm and its epsilon do not survive float16"
+    weights = [tensor for tensor in model.graph.initializer if tensor.dims]
+    assert [tensor.data_type for tensor in weights] == [FLOAT16], "weights are stored once"
+
+
+def test_each_tensor_is_cast_once_per_type(mixed: bytes) -> None:
+    model = onnx.load_from_string(precision.convert(mixed, "fp16"))
+    casts = [tuple(node.input) for node in model.graph.node if node.op_type == "Cast"]
+    assert sorted(casts) == [("a",), ("m",), ("x",), ("y_float16",)]
+
+
+def test_fp16_is_close_and_repeatable(mixed: bytes) -> None:
+    converted = precision.convert(mixed, "fp16")
+    assert converted == precision.convert(mixed, "fp16")
+
+    x = np.random.default_rng(1).standard_normal((1, 2, 4, 4)).astype(np.float32)
+    expected, found = GraphEngine(mixed)({"x": x})["y"], GraphEngine(converted)({"x": x})["y"]
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=2e-2)
+    assert (found != expected).any()
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"), [(1e-12, FLOAT), (1e6, FLOAT), (0.0, FLOAT16), (2.0, FLOAT16)]
+)
+def test_a_constant_that_float16_cannot_hold_keeps_its_node(value: float, kept: int) -> None:
+    nodes = [
+        helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(np.float32(value))),
+        helper.make_node("Add", ["x", "k"], ["a"], name="add"),
+        helper.make_node("Relu", ["a"], ["y"], name="last"),
+    ]
+    model = onnx.load_from_string(precision.convert(_model(nodes, {}), "fp16"))
+    assert _types(model)["a"] == kept
+
+
+def test_resize_keeps_its_scales_and_a_cast_to_float_becomes_float16() -> None:
+    nodes = [
+        helper.make_node("Resize", ["x", "", "scales"], ["a"], name="resize", mode="linear"),
+        helper.make_node("Greater", ["a", "zero"], ["p"], name="positive"),
+        helper.make_node("Cast", ["p"], ["b"], name="as_float", to=FLOAT),
+        helper.make_node("Mul", ["a", "b"], ["y"], name="masked"),
+    ]
+    constants = {"scales": np.ones(4, np.float32), "zero": np.zeros(1, np.float32)}
+    model = onnx.load_from_string(precision.convert(_model(nodes, constants), "fp16"))
+    types = _types(model)
+    assert types["scales"] == FLOAT
+    assert types["a"] == types["b"] == FLOAT16
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_control_flow_is_refused() -> None:
+    branch = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["z"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("z", FLOAT, [1, 2, 4, 4])],
+    )
+    nodes = [
+        helper.make_node("If", ["c"], ["y"], name="if", then_branch=branch, else_branch=branch)
+    ]
+    with pytest.raises(EngineError, match=r"If node 'if'.*data_type fp32"):
+        precision.convert(_model(nodes, {"c": np.array(True)}), "fp16")
