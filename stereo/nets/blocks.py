@@ -23,6 +23,16 @@ Norm = Callable[[int], nn.Module]
 LEAKY_SLOPE = 0.01
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """Return `x` (B, C, ...) with its channels innermost in memory.
+
+    `contiguous(memory_format=...)` does the same but has no ONNX form.
+    """
+    inner = (0, *range(2, x.ndim), 1)
+    outer = (0, x.ndim - 1, *range(1, x.ndim - 1))
+    return x.permute(inner).contiguous().permute(outer)
+
+
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch normalisation over every dimension but the channels, for maps and volumes alike."""
 

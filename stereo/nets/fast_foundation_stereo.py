@@ -24,6 +24,7 @@ from stereo.nets.blocks import (
     ConvBlock,
     FeatureGate,
     SpatialAttention,
+    channels_last,
 )
 from stereo.nets.cost_volume import (
     GeometryLookup,
@@ -238,7 +239,7 @@ class FastFoundationStereo(nn.Module):
 
     def _features(self, left: Tensor, right: Tensor) -> tuple[FeaturePyramid, Tensor]:
         """Return the left pyramid and the right features at 1/4."""
-        images = torch.cat((left, right)).contiguous(memory_format=torch.channels_last)
+        images = channels_last(torch.cat((left, right)))
         pyramid = self.feature(images)
         batch = left.shape[0]
         return FeaturePyramid(*(level[:batch] for level in pyramid)), pyramid.x4[batch:]
@@ -255,8 +256,7 @@ class FastFoundationStereo(nn.Module):
         concatenation = concatenation_volume(
             self.proj_cmb(left.x4), self.proj_cmb(right), max_disparity=self.candidates
         )
-        volume = torch.cat((correlation, concatenation), dim=1)
-        volume = volume.contiguous(memory_format=torch.channels_last_3d)
+        volume = channels_last(torch.cat((correlation, concatenation), dim=1))
         return self.cost_agg(self.corr_feature_att(volume, left.x4), left)
 
     def _upsample(self, disparity: Tensor, state: Tensor, stem: Tensor) -> Tensor:
