@@ -48,6 +48,8 @@ class LinearTable:
         floor = position.floor()
         fraction = (position - floor)[:, None, None]
         start = (floor - self.radius).clamp(-self.margin, self.length).long() + self.margin
+        if not torch.onnx.is_in_onnx_export():  # NaN passes the clamp and becomes a row far outside
+            start = start.clamp(0, self.length + self.margin)
         neighbours, self.padded = _gather_windows(self.padded, start, self.taps + 1)
         return torch.lerp(neighbours[:, :-1], neighbours[:, 1:], fraction)
 
