@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from stereo.checkpoints import files, load
-from stereo.errors import CheckpointError, DataError, NoResultError, SpecError, SpecProblem
+from stereo.errors import CheckpointError, NoResultError, SpecError, SpecProblem
 from stereo.train.optim import warn_about_unused
 
 if TYPE_CHECKING:
@@ -157,9 +157,7 @@ def _run(
     module = DepthModule(entry, spec, _network(spec, entry, start))
     data = StereoDataModule(spec, spec.train.seed)
     loader, validation = data.train_dataloader(), data.val_dataloader()
-    if not len(loader):
-        raise DataError(_too_small(spec), exit_code=2)
-    batches = min(len(loader), 1) if spec.train.is_dry_run else len(loader)
+    batches = 1 if spec.train.is_dry_run else len(loader)
     steps = -(-batches // spec.train.accumulate_grad_batches)
     module.total_steps = spec.train.num_epochs * steps
     warn_about_unused(spec.train.optim, module.total_steps)
@@ -191,7 +189,7 @@ def _run(
         status.started("Starting Training Loop.")
         try:
             with _quiet_lightning():
-                trainer.fit(module, train, validation)
+                trainer.fit(module, train, validation or None)
         except NoResultError as error:
             return _outcome("diverged", callback, str(error))
         except (InterruptedTraining, RuntimeError) as error:
@@ -281,15 +279,6 @@ def _check_machine(spec: ExperimentSpec) -> None:
         problems.append(SpecProblem("", "train.precision", problem, "Use fp32"))
     if problems:
         raise SpecError(problems)
-
-
-def _too_small(spec: ExperimentSpec) -> str:
-    split = spec.dataset.train_dataset
-    names = ", ".join(source.data_file for source in split.data_sources or [])
-    return (
-        f"{names}: fewer pairs than dataset.train_dataset.batch_size ({split.batch_size});"
-        " use a smaller batch or more data"
-    )
 
 
 @contextmanager

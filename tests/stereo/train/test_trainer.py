@@ -381,7 +381,7 @@ def test_what_cannot_run_is_refused_first(
 def test_a_data_set_smaller_than_a_batch_is_refused(make_spec, run, tmp_path) -> None:
     spec = make_spec()
     spec.dataset.train_dataset.batch_size = 7
-    with pytest.raises(DataError, match=r"batch_size \(7\)") as error:
+    with pytest.raises(DataError, match=r"6 pairs, fewer.*batch_size \(7\)") as error:
         run(spec, tmp_path)
     assert error.value.exit_code == 2
 
