@@ -184,6 +184,10 @@ STEPS = (
 )
 BUNDLE_STEP = "bundle"
 STEP_NAMES = (*(step.name for step in STEPS), BUNDLE_STEP)
+STEP_SENTENCES = (
+    *((step.name, step.does) for step in STEPS),
+    (BUNDLE_STEP, "copy checkpoint, graph and engine with hashes, scores and versions"),
+)
 PICTURE_DIRECTORIES = {"pictures_baseline": "baseline", "pictures_best": "best"}
 
 
@@ -194,13 +198,15 @@ class Bundle:
     Attributes:
         directory: the bundle, or None when the selected steps end before it.
         accepted: whether the scores of the engine are inside the limits.
-        metrics: metric -> {checkpoint, graph, engine, difference, unit}.
+        metrics: metric -> {native, checkpoint, graph, engine, difference, unit}.
+        backends: who computed the scores of native, checkpoint, graph and engine.
         problems: why it was rejected, one sentence each.
     """
 
     directory: Path | None
     accepted: bool
-    metrics: dict[str, dict[str, Any]]
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    backends: dict[str, str] = field(default_factory=dict[str, str])
     problems: tuple[str, ...] = ()
 
 
@@ -289,7 +295,7 @@ class _Promotion:
             if step.applies(self.materials):
                 self._do(step, may_run=step.name in selected)
         if selected[-1] != BUNDLE_STEP:
-            return Bundle(None, accepted=True, metrics={})
+            return Bundle(None, accepted=True)
         return self._bundle()
 
     # --- steps ---
@@ -432,7 +438,7 @@ class _Promotion:
         partial = directory.with_name("bundle.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        content = {
+        content: dict[str, Any] = {
             "format_version": BUNDLE_FORMAT_VERSION,
             "model": resolved.study.model,
             "study": self.study.name,
@@ -462,7 +468,7 @@ class _Promotion:
                 "detail": "; ".join(problems),
             }
         )
-        return Bundle(directory, not problems, table, problems)
+        return Bundle(directory, not problems, table, content["backends"], problems)
 
     def _scored(self) -> dict[str, str]:
         """What was scored -> the step whose score is compared."""

@@ -153,26 +153,36 @@ def _check(spec: Mapping[str, Any], directory: Path) -> Result:
                 if not line.isdigit():
                     return Result("failed", detail=f"{path}:{number}: {line!r} is not a number")
                 counts[f"pairs_{split}"] = number
-    return Result("ok", {**counts, "height": 64, "width": 96, "mixed_sizes": 0})
+    mixed = float(spec["behaviour"]["mixed_sizes"])
+    return Result("ok", {**counts, "height": 64.0, "width": 96.0, "mixed_sizes": mixed})
 
 
 def _evaluate(spec: Mapping[str, Any], directory: Path) -> Result:
     chosen = [spec["evaluate"][key] for key in ("checkpoint", "trt_engine")]
     value = json.loads(Path(next(filter(None, chosen))).read_text())["value"]
-    return Result("ok", {"val/epe": value, "val/bp1": value / (1 + value)})
+    if spec["evaluate"].get("input_height"):
+        value += 1.0  # resized images score worse
+    (directory / "results.json").write_text(json.dumps({"backend": f"quadratic {chosen}"}))
+    metrics = {"val/epe": value, "val/bp1": value / (1 + value)}
+    return Result("ok", metrics, {"results": directory / "results.json"})
 
 
 def _export(spec: Mapping[str, Any], directory: Path) -> Result:
-    return _copy("graph", spec["export"]["checkpoint"], spec["export"]["onnx_file"])
+    target = spec["export"]["onnx_file"] or directory / "graph.onnx"
+    return _copy("graph", spec["export"]["checkpoint"], target, 0.0)
 
 
 def _engine(spec: Mapping[str, Any], directory: Path) -> Result:
+    if spec["behaviour"]["engine_fails"]:
+        return Result("failed", detail="no engine today")
     engine = spec["gen_trt_engine"]
-    return _copy("engine", engine["onnx_file"], engine["trt_engine"])
+    target = engine["trt_engine"] or directory / "engine.bin"
+    return _copy("engine", engine["onnx_file"], target, spec["behaviour"]["engine_shift"])
 
 
-def _copy(role: str, source: str, target: str) -> Result:
-    Path(target).write_text(Path(source).read_text())
+def _copy(role: str, source: str, target: str | Path, shift: float) -> Result:
+    content = json.loads(Path(source).read_text())
+    Path(target).write_text(json.dumps(content | {"value": content["value"] + shift}))
     sidecar = Path(f"{target}.json")
     sidecar.write_text(json.dumps({"backend": "quadratic"}))
     return Result("ok", {}, {role: Path(target), "sidecar": sidecar})

@@ -1,0 +1,300 @@
+"""The recipe of one study: check, open, run the trials, promote the best, write the report.
+
+The driver never loads a network library: trials run in the runner's workers, and the trainer's
+other actions in processes of their own. Whatever interrupts it, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from automl.algorithms.table import make_algorithm
+from automl.contract import Status, Trainable
+from automl.errors import AutoMLError, PromotionError, StoreError
+from automl.plan import RESULTS, Prepared, duration, forecast_of, prepare, table
+from automl.policy import (
+    Decision,
+    append_status,
+    decide,
+    read_model_facts,
+    record_provenance,
+)
+from automl.promote.chain import Bundle, promote
+from automl.promote.isolated import run_action
+from automl.resources import per_trial
+from automl.store import ResolvedStudy, Study, open_study, owner_of, read_lock
+from automl.trial import TRIAL_VARIABLE
+
+LOG_BYTES = 16 * 2**20  # room for logs, reports and TensorBoard events of a study
+SPARE_CHECKPOINTS = 6  # best, baseline, one being replaced; copy, graph and engine in the bundle
+INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+Say = Callable[[str], None]
+
+
+class RefusedError(AutoMLError):
+    """The study cannot start; nothing was run."""
+
+    exit_code = 2
+
+
+def run_study(
+    target: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    name: str | None = None,
+    data: str | None = None,
+    val: str | None = None,
+    spec_file: Path | None = None,
+    address: str | None = None,
+    progress: bool = True,
+    decision: Decision | None = None,
+    trainable: str = "depth_net",
+    say: Say = lambda _: None,
+) -> int:
+    """Run or resume a study, promote its best trial and write its report.
+
+    Args:
+        target: model key or study file.
+        overrides: `key.path=value` changes of the base spec.
+        name: the study's name.
+        data: `[CLASS:]FILE` for training.
+        val: `[CLASS:]FILE` for validation.
+        spec_file: a spec merged over the base spec.
+        address: `HOST:PORT` of a running Ray cluster.
+        progress: show the live table while trials run.
+        decision: of the policy; made here with the wish `on` when left out.
+        trainable: name for `find_trainable`.
+        say: told in words what happens.
+
+    Returns:
+        Exit code: 0 with an accepted bundle, 3 without a usable result, 130 or 143 when
+        interrupted; errors before the first trial are raised.
+    """
+    if os.environ.get(TRIAL_VARIABLE):
+        raise RefusedError(
+            f"{TRIAL_VARIABLE} is set: this process is a trial, and a study never starts a study. "
+            "Unset it to start one yourself"
+        )
+    prepared = prepare(
+        target,
+        overrides,
+        name=name,
+        data=data,
+        val=val,
+        spec_file=spec_file,
+        trainable=trainable,
+        embedded=write_embedded_data,
+    )
+    decision = decision or _explicit_wish(prepared)
+    _check(prepared, say)
+    study = open_study(prepared.resolved, prepared.directory)
+    try:
+        append_status(study.directory, decision)
+        record_provenance(study.directory, decision)
+        _run_trials(study, prepared, address, progress, say)
+        return finish(study, trainable, say)
+    except (KeyboardInterrupt, SystemExit) as interrupt:
+        code = exit_code_of(interrupt)
+        say(
+            f"Interrupted (exit {code}); every finished epoch is kept in {study.directory}. "
+            "The same command goes on from here."
+        )
+        return code
+    finally:
+        study.close()
+
+
+def exit_code_of(interrupt: KeyboardInterrupt | SystemExit) -> int:
+    """Return 130 for SIGINT and 143 for SIGTERM."""
+    if isinstance(interrupt, SystemExit):
+        return int(interrupt.code or 0)
+    number = interrupt.args[0] if interrupt.args else signal.SIGINT
+    return INTERRUPTED.get(number, 130)
+
+
+def finish(study: Study, trainable: str, say: Say) -> int:
+    """Promote the best trial, write the report, say how it went; returns the exit code."""
+    from automl.report.page import write_report
+
+    bundle, failure = None, None
+    if study.best() is not None and study.resolved.study.promote.enabled:
+        try:
+            bundle = promote(study, trainable, say=say)
+        except PromotionError as error:
+            failure = error
+    report = write_report(study)
+    say(conclusion(study, bundle))
+    say(f"report: {report}")
+    if failure is not None:
+        raise failure
+    if study.best() is None:
+        say("No trial is complete, so there is no result (exit 3).")
+        return 3
+    return 0 if bundle is None or bundle.accepted else 3
+
+
+def promote_study(
+    directory: Path,
+    trainable: str,
+    say: Say,
+    *,
+    from_: str | None = None,
+    to: str | None = None,
+    only: str | None = None,
+) -> int:
+    """Promote an existing study again and renew its report; returns the exit code."""
+    from automl.report.page import write_report
+
+    study = reopen(directory)
+    try:
+        bundle = promote(study, trainable, from_=from_, to=to, only=only, say=say)
+        if bundle.directory is not None:
+            say(conclusion(study, bundle))
+            say(f"report: {write_report(study)}")
+        return 0 if bundle.accepted else 3
+    finally:
+        study.close()
+
+
+def reopen(directory: Path) -> Study:
+    """Open an existing study for writing, with the settings it was created with.
+
+    Raises:
+        StoreError: there is no study.
+    """
+    resolved: ResolvedStudy | None = read_lock(directory)
+    if resolved is None:
+        raise StoreError(f"{directory}: holds no study. `automl list` shows the studies there are")
+    return open_study(resolved, directory)
+
+
+def conclusion(study: Study, bundle: Bundle | None) -> str:
+    """Return the outcome in a few lines: best against baseline, scores by backend, files."""
+    objective, best, baseline = study.objective, study.best(), study.baseline()
+    states = [trial.state for trial in study.trials]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    lines = [f"{len(states)} trials: {counts}; {duration(study.active_seconds())} in all"]
+    if best is not None:
+        lines.append(f"best      trial {best.id}: {_score(study, study.value(best))}")
+        value = study.value(baseline) if baseline is not None else None
+        lines.append(f"baseline  trial 0: {_score(study, value)}")
+    if bundle is not None and bundle.metrics:
+        lines += ["", _parity_table(bundle)]
+    if bundle is not None and bundle.directory is not None:
+        verdict = "accepted" if bundle.accepted else "REJECTED"
+        lines += ["", f"bundle: {bundle.directory} ({verdict})"]
+        lines += [f"  {problem}" for problem in bundle.problems]
+    epochs = study.resolved.full_epochs
+    return "\n".join([f"{objective.metric} after {epochs} epochs, {objective.direction}d:", *lines])
+
+
+def _score(study: Study, value: float | None) -> str:
+    if value is None:
+        return "no score at full length"
+    return f"{value:.4g} {study.objective.unit}".rstrip()
+
+
+def _parity_table(bundle: Bundle) -> str:
+    roles = [role for role in ("checkpoint", "graph", "engine") if role in bundle.backends]
+    rows = [
+        (
+            f"{metric} {row['unit']}".strip(),
+            *(f"{row[role]:.4f}" for role in roles),
+            f"{row['difference']:+.4f}",
+        )
+        for metric, row in bundle.metrics.items()
+    ]
+    head = ("metric", *roles, "engine - checkpoint")
+    backends = [(role, bundle.backends[role]) for role in roles]
+    return f"{table(rows, head)}\n{table(backends)}"
+
+
+# --- before the first trial ---------------------------------------------------------------------
+
+
+def _explicit_wish(prepared: Prepared) -> Decision:
+    from automl.contract import find_trainable
+
+    schema_dir = find_trainable(prepared.trainable).schema_dir
+    return decide(read_model_facts(schema_dir, prepared.resolved.study.model), explicit="on")
+
+
+def write_embedded_data(trainer: Trainable) -> Mapping[str, str]:
+    """Write the trainer's own data set where all studies share it; for `embedded`."""
+    return trainer.embedded_data((RESULTS / "data").resolve())
+
+
+def _check(prepared: Prepared, say: Say) -> None:
+    """Refuse what would fail later: no room, another driver, a wrong spec, unreadable data."""
+    refuse_without_space(prepared)
+    if owner_of(prepared.directory) is not None:
+        return  # opening it says who owns it
+    say(f"{prepared.directory}: checking the spec and all training and validation data ...")
+    spec = prepared.resolved.base_spec
+    outcome = run_action(prepared.trainable, "check", spec, prepared.directory / "check")
+    if outcome.status != Status.OK:
+        raise RefusedError(f"{outcome.detail}\nNothing was run. Repair this and start again")
+    pairs = {split: outcome.metrics.get(f"pairs_{split}", 0) for split in ("train", "val")}
+    say(f"data: {pairs['train']:.0f} pairs for training, {pairs['val']:.0f} for validation")
+
+
+def refuse_without_space(prepared: Prepared) -> None:
+    """Raise when the disk cannot hold what the study keeps at any one time.
+
+    Raises:
+        RefusedError: too little space; the message has both numbers.
+    """
+    place = prepared.directory.resolve()
+    while not place.exists():
+        place = place.parent
+    one = int(float(prepared.metadata.get("checkpoint_mb", 0.0)) * 2**20)
+    concurrent = per_trial(prepared.resolved.study.resources).max_concurrent
+    held = sum(
+        file.stat().st_size
+        for folder in ("trials", "promotion", "bundle")
+        for file in (prepared.directory / folder).rglob("*")
+        if file.is_file() and not file.is_symlink()
+    )
+    needed = LOG_BYTES + max(0, one * (concurrent + SPARE_CHECKPOINTS) - held)
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise RefusedError(
+            f"{place}: {free / 2**20:.0f} MiB are free, the study needs about "
+            f"{needed / 2**20:.0f} MiB there (checkpoints of {concurrent} running trials, of the "
+            "best and the baseline, and the bundle). Free some space, or start from a directory on "
+            "another disk. Nothing was lost"
+        )
+
+
+# --- trials -------------------------------------------------------------------------------------
+
+
+def _run_trials(
+    study: Study, prepared: Prepared, address: str | None, progress: bool, say: Say
+) -> None:
+    settings = study.resolved.study
+    share = per_trial(settings.resources)
+    forecast, source = forecast_of(prepared, study, share)
+    time = f"about {duration(forecast.seconds)}" if forecast.seconds else "unknown"
+    say(f"study {study.name}: forecast {time} ({source})")
+    algorithm = make_algorithm(settings, study.resolved.space, study)
+    live = None
+    if settings.runner == "local":
+        from automl.runners import local
+
+        local.run(study, algorithm, prepared.trainable, live=live)
+    else:
+        from automl.runners import ray_tune
+
+        ray_tune.run(
+            study,
+            algorithm,
+            prepared.trainable,
+            live=live,
+            address=address or settings.address,
+        )

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from automl.errors import SchemaError, StudySpecError
+from automl.plan import duration, make_plan, prepare, render
+from automl.promote.chain import STEP_SENTENCES
+from tests.automl.quadratic import NAME
+
+STUDY = """\
+model: quadratic
+runner: local
+budget: {trials: 6, hours: 1.5}
+seed: 3
+"""
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(STUDY)
+    return path
+
+
+def plan_of(study_file: Path, *overrides: str, **options: str) -> str:
+    prepared = prepare(study_file, overrides, trainable=NAME, **options)  # pyright: ignore
+    return render(make_plan(prepared, STEP_SENTENCES))
+
+
+def test_the_plan_says_what_is_searched_and_what_is_not(study_file: Path) -> None:
+    text = plan_of(study_file, "train.flip=0.25")
+
+    assert "train.optim.lr  1e-06..0.1 log  0.0001" in text
+    assert "train.flip      0..1            0.25" in text
+    assert "train.optim.momentum  acts only with train.optim.optimizer = SGD" in text
+
+
+def test_the_plan_says_objective_budget_resources_and_what_follows(study_file: Path) -> None:
+    text = plan_of(study_file)
+
+    assert "val/epe minimize, px" in text
+    assert "trials 6, hours 1.5" in text
+    assert "in the driver's process, one trial after another" in text
+    assert "compared after epochs 2, 3, 9 (a full run has 9)" in text
+    for name, _ in STEP_SENTENCES:
+        assert f"\n  {name} " in text
+    assert "Nothing was run or written." in text
+
+
+def test_the_first_trial_is_the_spec_as_given(study_file: Path) -> None:
+    prepared = prepare(study_file, ["train.flip=0.25"], trainable=NAME)
+    plan = make_plan(prepared, STEP_SENTENCES)
+
+    assert plan.first_trials[0] == {
+        "model.width": 8, "train.flip": 0.25, "train.optim.lr": 1e-4,
+    }  # fmt: skip
+    assert len({json.dumps(trial) for trial in plan.first_trials}) == 4
+
+
+def test_the_plan_touches_no_file(study_file: Path) -> None:
+    plan_of(study_file)
+
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_data_file_names_another_study(study_file: Path) -> None:
+    text = plan_of(study_file, data="Numbers:somewhere/pairs.txt", val="val.txt")
+
+    assert "Study tiny-pairs:" in text
+    assert "train Numbers:somewhere/pairs.txt; validation val.txt" in text
+
+
+def test_data_sources_in_the_spec_are_kept(study_file: Path) -> None:
+    sources = '[{"dataset_name": "Numbers", "data_file": "/my/own.txt"}]'
+    prepared = prepare(study_file, [f"dataset.train_files={sources}"], trainable=NAME)
+
+    dataset = prepared.resolved.base_spec["dataset"]
+    assert dataset["train_files"] == json.loads(sources)
+    assert dataset["val_files"][0]["data_file"].endswith("embedded")
+
+
+def test_a_spec_file_is_merged_below_the_overrides(study_file: Path, tmp_path: Path) -> None:
+    spec_file = tmp_path / "mine.yaml"
+    spec_file.write_text("results_dir: ???\ntrain: {flip: 0.5, optim: {lr: 1e-3}}\n")
+
+    prepared = prepare(study_file, ["train.flip=0.75"], trainable=NAME, spec_file=spec_file)
+
+    train = prepared.resolved.base_spec["train"]
+    assert (train["flip"], train["optim"]["lr"]) == (0.75, 1e-3)
+    assert prepared.resolved.study.name == "tiny-mine"
+
+
+def test_an_unknown_key_names_its_neighbour(study_file: Path) -> None:
+    with pytest.raises(StudySpecError, match=r"train\.optim\.lrr.*Did you mean train\.optim\.lr"):
+        prepare(study_file, ["train.optim.lrr=1"], trainable=NAME)
+
+
+def test_rungs_beyond_the_full_run_are_refused(study_file: Path) -> None:
+    study_file.write_text(STUDY + "algorithm: {rungs: [3, 12]}\n")
+
+    with pytest.raises(StudySpecError, match="a full run has 9 epochs"):
+        prepare(study_file, trainable=NAME)
+
+
+def test_no_space_is_invented_without_a_schema(tmp_path: Path) -> None:
+    study_file = tmp_path / "other.yaml"
+    study_file.write_text("model: cubic\nbudget: {trials: 3}\n")
+
+    with pytest.raises(SchemaError, match=r"cubic/model\.json: cannot be read"):
+        prepare(study_file, trainable=NAME)
+
+
+def test_switched_off_promotion_is_said(study_file: Path) -> None:
+    study_file.write_text(STUDY + "promote: {enabled: false}\n")
+
+    assert "promotion is switched off" in plan_of(study_file)
+
+
+def test_times_are_said_in_words() -> None:
+    assert [duration(seconds) for seconds in (12, 90, 3600, 3900)] == [
+        "12 s",
+        "2 min",
+        "1 h 00 min",
+        "1 h 05 min",
+    ]
+
+
+HEAVY = ("torch", "ray", "pandas", "pytorch_lightning", "plotly", "cv2", "onnx")
+
+
+@pytest.mark.parametrize("target", ["tiny", "ffs"])
+def test_the_program_plans_without_heavy_libraries(study_file: Path, target: str) -> None:
+    arguments = [str(study_file), "--trainable", NAME] if target == "tiny" else ["ffs"]
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from automl.cli import main\n"
+        f"code = main(['plan', '--json', *{arguments!r}])\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)\n"
+        "sys.exit(code)\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.strip() == "[]"
+    assert json.loads(done.stdout)["first_trials"][0]
+    assert list(Path.cwd().iterdir()) == []
