@@ -193,7 +193,6 @@ class FastFoundationStereoSpec:
         "Output channels of the upsampling-weight head; must be 9 (3x3 neighbourhood)",
         low=9,
         high=9,
-        automl_enabled=None,
         shapes_weights=True,
     )
     classifier_mid: int | None = spec_field(

@@ -1,0 +1,156 @@
+"""The declared fields against the frozen rows of fields.csv (design pages, family stereo_ffs).
+
+fields.csv holds, per field of this version, the row of stereo_ffs or else of `all`, without the
+columns that are for information only.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stereo.spec.experiment import ACTIONS, ExperimentSpec
+from stereo.spec.fields import MISSING, Scale, range_words, walk
+from stereo.spec.schema import action_schema, experiment_schema, violations
+
+Row = Mapping[str, str]
+FIELDS_CSV = Path(__file__).with_name("fields.csv")
+ROWS = {row["path"]: row for row in csv.DictReader(FIELDS_CSV.read_text().splitlines())}
+NODES = {node.path: node for node in walk(ExperimentSpec)}
+LEAVES = [path for path, node in NODES.items() if node.kind != "section"]
+SCHEMA = experiment_schema()
+
+# Options of the table whose verb or network does not exist in this version.
+NOT_YET = {"gen_trt_engine.tensorrt.data_type": {"int8"}}
+# Numbers that may also be 0 (off), below their range.
+ZERO_IS_OFF = {"train.optim.weight_decay", "train.optim.min_lr"}
+
+
+def schema_at(schema: Mapping[str, Any], path: str) -> dict[str, Any]:
+    found: Any = schema
+    for name in path.split("."):
+        found = found["properties"][name]
+    return found
+
+
+def default_of(row: Row) -> object:
+    text = row["default"]
+    if text in ("", MISSING):  # the table leaves the default of results_dir empty
+        return MISSING
+    if text in ("null", "true", "false") or text[0] == "[":
+        return json.loads(text)
+    return {"int": int, "ordered_int": int, "float": float}.get(row["type"], str)(text)
+
+
+def number(text: str) -> float | None:
+    return float(text) if text else None
+
+
+def test_every_field_has_a_row() -> None:
+    assert set(NODES) == set(ROWS)
+
+
+def test_descriptions_agree() -> None:
+    assert {p: schema_at(SCHEMA, p)["description"] for p in NODES} == {
+        p: ROWS[p]["description"] for p in NODES
+    }
+
+
+def test_types_defaults_and_nullability_agree() -> None:
+    kinds = {"int": "integer", "ordered_int": "integer", "float": "number", "bool": "boolean"}
+    for path in LEAVES:
+        row, schema = ROWS[path], schema_at(SCHEMA, path)
+        types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+        kind = "array" if row["type"].startswith("list") else kinds.get(row["type"], "string")
+        ours = types[0], "null" in types, schema.get("default", MISSING)
+        assert ours == (kind, row["nullable"] == "TRUE", default_of(row)), path
+
+
+def test_valid_values_agree() -> None:
+    for path in LEAVES:
+        row, schema = ROWS[path], schema_at(SCHEMA, path)
+        low, high = number(row["min"]), number(row["max"])
+        options = {part for part in row["options"].split("|") if part}
+        ours = {str(option) for option in schema.get("items", schema).get("enum", [])}
+        if path in ZERO_IS_OFF:
+            assert schema["anyOf"] == [{"const": 0}, {"minimum": low}], path
+        else:
+            assert schema.get("minimum") == low, path
+        assert schema.get("maximum") == (None if high == math.inf else high), path
+        assert schema.get("x-upper-open", False) == (high == math.inf), path
+        if schema["x-value-type"] != "optional_list":  # options of the entries have no row
+            assert ours | NOT_YET.get(path, set()) == options, path
+
+
+def test_search_agrees() -> None:
+    for path in LEAVES:
+        row, schema = ROWS[path], schema_at(SCHEMA, path)
+        flag = {"TRUE": True, "FALSE": False, "": None}[row["automl_enabled"]]
+        active_if = {}
+        if row["active_if"]:
+            control, _, values = row["active_if"].partition("=")
+            active_if = {control: [{"true": True}.get(v, v) for v in values.split("|")]}
+        ends = [number(row["search_min"]), number(row["search_max"])]
+        by_default = path in SCHEMA["automl_default_parameters"]
+
+        assert schema.get("automl_enabled") == flag, path
+        assert by_default == (row["search_default"] == "TRUE"), path
+        assert (path in SCHEMA["automl_disabled_parameters"]) == (flag is False), path
+        assert schema.get("x-search-range", [None, None]) == ends, path
+        assert (schema.get("x-scale") == "log") == (row["log_scale"] == "TRUE"), path
+        assert schema.get("x-active-if", {}) == active_if, path
+
+
+def test_remaining_facts_agree() -> None:
+    for path in LEAVES:
+        row, schema = ROWS[path], schema_at(SCHEMA, path)
+        shapes, popular = row["changes_parameter_shapes"] == "TRUE", row["popular"] == "TRUE"
+
+        assert schema.get("x-unit", "") == row["unit"], path
+        assert schema.get("x-shapes-weights", False) == shapes, path
+        assert schema.get("x-popular", False) == popular, path
+        assert schema.get("x-math-cond", "") == row["math_cond"], path
+        assert schema.get("x-depends-on", "") == row["depends_on"], path
+
+
+def test_required_fields_agree() -> None:
+    required = {path for action in ACTIONS.values() for path in action.required}
+    assert required == {path for path in LEAVES if ROWS[path]["required"] == "TRUE"}
+    for action in ACTIONS.values():
+        for path in action.required:
+            parent, _, name = path.rpartition(".")
+            assert name in schema_at(action_schema(action.name), parent)["required"]
+
+
+def test_seventeen_fields_are_searched_by_default_and_two_when_named() -> None:
+    enabled = [p for p in LEAVES if NODES[p].facts.automl_enabled]
+    by_default = [p for p in enabled if NODES[p].facts.search_default]
+    assert len(by_default) == 17
+    assert set(enabled) - set(by_default) == {"model.cv_group", "model.volume_dim"}
+
+
+@pytest.mark.parametrize("split", ["val", "test", "infer"])
+def test_evaluation_splits_are_never_searched(split: str) -> None:
+    below = [path for path in LEAVES if path.startswith(f"dataset.{split}_dataset.")]
+    assert below
+    assert all(NODES[path].facts.automl_enabled is False for path in below)
+
+
+def test_declarations_keep_every_rule_of_the_generation() -> None:
+    assert violations() == []
+
+
+def test_ranges_are_said_in_words() -> None:
+    words = {path: range_words(NODES[path]) for path in LEAVES}
+    assert words["model.corr_radius"] == "2..8"
+    assert words["train.num_epochs"] == ">= 1"
+    assert words["train.optim.min_lr"] == "0 or 1e-12..1"
+    assert words["train.optim.lr_decay"] == "> 0 and <= 1"
+    assert words["results_dir"] == ""
+    assert NODES["train.optim.lr"].facts.scale is Scale.LOG

@@ -1,0 +1,417 @@
+from __future__ import annotations
+
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from stereo.errors import SpecError
+from stereo.spec.experiment import ACTIONS, ExperimentSpec
+from stereo.spec.fields import Node, leaves
+from stereo.spec.load import load_spec, template, to_dict
+from stereo.spec.rules import RULES
+from stereo.spec.schema import experiment_schema
+
+PAIRS = [{"dataset_name": "GenericDataset", "data_file": "pairs.txt"}]
+GIVEN: dict[str, list[str]] = {
+    "train": ["dataset.train_dataset.data_sources=[{dataset_name: Middlebury, data_file: a}]"],
+    "evaluate": [
+        "evaluate.checkpoint=a.pth",
+        "dataset.test_dataset.data_sources=[{dataset_name: Middlebury, data_file: a}]",
+    ],
+    "inference": [
+        "inference.checkpoint=a.pth",
+        "dataset.infer_dataset.data_sources.0.data_file=a",
+    ],
+    "export": ["export.checkpoint=a.pth"],
+    "gen_trt_engine": ["gen_trt_engine.onnx_file=a.onnx"],
+}
+
+
+def load(*overrides: str, source: Any = None, action: str = "train") -> ExperimentSpec:
+    return load_spec(source, ["results_dir=out", *GIVEN[action], *overrides], action=action)
+
+
+def mistakes(*overrides: str, source: Any = None, action: str = "train") -> list[str]:
+    with pytest.raises(SpecError) as caught:
+        load(*overrides, source=source, action=action)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+# -- merging --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", list(ACTIONS))
+def test_every_template_loads_once_its_open_values_are_given(action: str) -> None:
+    spec = load(action=action)
+    assert spec.results_dir == "out"
+    assert spec.model == ExperimentSpec().model
+
+
+def test_later_layers_win_and_lists_replace(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "any_name.yaml",
+        "train:\n  num_epochs: 7\n  optim:\n    lr: 1e-4\n    lr_steps: [5]\n",
+    )
+
+    spec = load("train.optim.lr=3e-4", source=file)
+
+    assert spec.train.num_epochs == 7  # file over template
+    assert spec.train.optim.lr == 3e-4  # override over file
+    assert spec.train.optim.lr_steps == [5]
+    assert spec.train.log_every_n_steps == 1  # template over dataclass
+    assert spec.train.seed == 1234
+
+
+def test_overrides_reach_list_items_and_accept_plus_and_short_names() -> None:
+    spec = load(
+        "dataset.train_dataset.data_sources.0.data_file=b",
+        "dataset.train_dataset.data_sources.1={dataset_name: genericdataset, data_file: c}",
+        "train.optim.lr_steps.0=9",
+        "+train.seed=5",
+        "num_epochs=4",
+        "train.results_dir=null",
+    )
+
+    sources = spec.dataset.train_dataset.data_sources
+    assert [(s.dataset_name, s.data_file) for s in sources or []] == [
+        ("Middlebury", "b"),
+        ("GenericDataset", "c"),
+    ]
+    assert spec.train.optim.lr_steps == [9]
+    assert (spec.train.seed, spec.train.num_epochs, spec.train.results_dir) == (5, 4, None)
+
+
+def test_engine_short_name_means_the_section_of_the_verb() -> None:
+    spec = load("evaluate.checkpoint=null", "trt_engine=a.rtx", action="evaluate")
+    assert spec.evaluate.trt_engine == "a.rtx"
+
+
+def test_the_caller_s_mapping_is_not_changed() -> None:
+    entry = {"dataset_name": "middlebury", "data_file": "a"}
+    source = {"dataset": {"val_dataset": {"data_sources": [entry]}}}
+
+    spec = load(source=source)
+
+    assert entry["dataset_name"] == "middlebury"
+    assert spec.dataset.val_dataset.data_sources is not None
+    assert spec.dataset.val_dataset.data_sources[0].dataset_name == "Middlebury"
+
+
+def test_references_are_filled_in() -> None:
+    spec = load("train.pretrained_model_path=${results_dir}/a.pth")
+    assert spec.train.pretrained_model_path == "out/a.pth"
+
+
+def test_open_and_empty_values_of_optional_fields_are_null() -> None:
+    spec = load("evaluate.trt_engine=???", "train.pretrained_model_path=''")
+    assert spec.evaluate.trt_engine is None
+    assert spec.train.pretrained_model_path is None
+
+
+@pytest.mark.parametrize(("text", "size"), [("4GiB", 4), ("8 gib", 8), ("512MiB", 1), ("6", 6)])
+def test_workspace_accepts_units(text: str, size: int) -> None:
+    spec = load(f"gen_trt_engine.tensorrt.workspace_size={text}")
+    assert spec.gen_trt_engine.tensorrt.workspace_size == size
+
+
+def test_text_numbers_are_converted_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        spec = load(source={"train": {"optim": {"lr": "1e-5"}}})
+    assert spec.train.optim.lr == 1e-5
+    assert "train.optim.lr: the text '1e-5' is read as number" in caplog.text
+
+
+def test_templates_keep_open_values() -> None:
+    spec = template("ffs", "export")
+    assert spec["results_dir"] == "???"
+    assert spec["export"]["checkpoint"] == "???"
+    assert spec["model"]["cost_agg_conv_patch_padding"] == [0, 0, 0]
+    assert len(spec["model"]) == 28
+
+
+# -- hints of interface.md 1.2 --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({"model": {"stereo_backbone": {"encoder": "vits"}}}, "belongs to model.encoder"),
+        ({"model": {"mono_backbone": {"encoder": "vits"}}}, "belongs to model.encoder"),
+        ({"dataset": {"val_dataset": {"num_workers": 2}}}, "The name is workers"),
+        ({"automl_policy": "on"}, "automl train … --automl-policy"),
+        ({"workflow": "x"}, "a run argument of `automl train`|A run argument of `automl train`"),
+        ({"train": {"lr": 1.0}}, "The key is train.optim.lr"),
+        ({"train": {"lr_scheduler": "StepLR"}}, "The key is train.optim.lr_scheduler"),
+        ({"model": {"variant": "tao"}}, "model.variant: belongs to fs, not to ffs"),
+        ({"model": {"mono_backbone": {"use_bn": True}}}, "mono_metric and mono_relative"),
+        ({"train": {"silog_lambda": 0.5}}, "belongs to mono_metric, not to ffs"),
+        ({"model": {"corr_radis": 4}}, "unknown key. Nearest: model.corr_radius"),
+        ({"train": {"num_epoch": 4}}, "Nearest: train.num_epochs"),
+        ({"trian": {"num_epochs": 4}}, "Nearest: train"),
+        ({"weight_decay": 0.1}, "Nearest: train.optim.weight_decay"),
+    ],
+)
+def test_hint_for_an_unknown_key(source: dict[str, Any], said: str) -> None:
+    (mistake,) = mistakes(source=source)
+    assert any(part in mistake for part in said.split("|"))
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"data_file": "a"}, "data_sources.1: dataset_name is missing"),
+        ({"dataset_name": "Middlebury"}, "data_sources.1: data_file is missing"),
+        ({"dataset_name": "Kitty", "data_file": "a"}, "data_sources.1.dataset_name: got Kitty"),
+        ("a.txt", "data_sources.1: got 'a.txt', needs dataset_name and data_file"),
+    ],
+)
+def test_hint_for_a_data_source(entry: object, said: str) -> None:
+    source = {"dataset": {"val_dataset": {"data_sources": [*PAIRS, entry]}}}
+    (mistake,) = mistakes(source=source)
+    assert said in mistake
+    assert "GenericDataset, Middlebury" in mistake
+
+
+def test_an_unknown_key_of_a_data_source_is_named() -> None:
+    source = {"dataset": {"val_dataset": {"data_sources": [{**PAIRS[0], "file": "a"}]}}}
+    (mistake,) = mistakes(source=source)
+    assert "data_sources.0.file: unknown key. Keys: dataset_name, data_file" in mistake
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("train.optim.lr_scheduler=MultiStep", "lr_scheduler", "MultiStepLR"),
+        ("train.optim.monitor_name=val/loss", "monitor_name", "val_loss"),
+    ],
+)
+def test_other_spellings_are_accepted(override: str, path: str, value: str) -> None:
+    assert getattr(load(override).train.optim, path) == value
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.optim.lr_scheduler=CustomMultiStepLRScheduler", "not implemented"),
+        ("train.precision=bf16", "fp32 or fp16"),
+        ("gen_trt_engine.tensorrt.data_type=bf16", "no bf16 engine"),
+        ("export.format=xdl", "not a public format"),
+        ("train.optim.optimizer=adamw", "Did you mean AdamW"),
+        ("model.model_type=FoundationStereo", "FastFoundationStereo (model key ffs)"),
+    ],
+)
+def test_hint_for_a_value(override: str, said: str) -> None:
+    (mistake,) = mistakes(override)
+    assert said in mistake
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("FoundationStereo", "fs"),
+        ("FastFoundationStereo", "ffs"),
+        ("depth_net_stereo", "fs or ffs"),
+        ("depth_net_mono", "mono_metric or mono_relative"),
+        ("metric", "mono_metric"),
+        ("relative", "mono_relative"),
+        ("MetricDepthAnythingV2", "mono_metric"),
+    ],
+)
+def test_hint_for_a_model_key(name: str, meant: str) -> None:
+    with pytest.raises(SpecError, match=f"{name} is not a model key. Write {meant}$"):
+        template(name, "train")
+
+
+def test_a_model_of_a_later_version_is_said_to_be_missing() -> None:
+    with pytest.raises(SpecError, match=r"model fs is not in this version.*ffs"):
+        template("fs", "train")
+
+
+# -- mistakes -------------------------------------------------------------------------------------
+
+
+def test_all_mistakes_are_in_one_error_with_their_lines(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "bad.yaml",
+        "model:\n"
+        "  corr_radius: 12\n"
+        "  corr_radis: 3\n"
+        "  max_disparity: 100\n"
+        "dataset:\n"
+        "  val_dataset:\n"
+        "    data_sources:\n"
+        "      - {dataset_name: Middlebury, data_file: a}\n"
+        "      - {data_file: b}\n"
+        "train:\n"
+        "  num_epochs: many\n"
+        "  seed: 1\n"
+        "  seed: 2\n",
+    )
+
+    with pytest.raises(SpecError) as caught:
+        load("train.optim.momentum=2", source=file)
+
+    assert caught.value.exit_code == 2
+    places = {problem.key: problem.source for problem in caught.value.problems}
+    assert places == {
+        "model.corr_radius": f"{file}:2",
+        "model.corr_radis": f"{file}:3",
+        "model.max_disparity": f"{file}:4",
+        "dataset.val_dataset.data_sources.1": f"{file}:9",
+        "train.num_epochs": f"{file}:11",
+        "train.seed": f"{file}:13",
+        "train.optim.momentum": "command line",
+    }
+    assert str(caught.value).count("\n") == 6
+    assert "model.corr_radius: got 12, allowed integer 2..8" in str(caught.value)
+
+
+def test_the_error_survives_pickling() -> None:
+    with pytest.raises(SpecError) as caught:
+        load("train.seed=x")
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.seed=1.5", "got 1.5, allowed integer >= -1"),
+        ("train.seed=true", "got True, allowed integer"),
+        ("train.seed=null", "got None, allowed integer"),
+        ("train.seed=???", "left open"),
+        ("train.verbose=7.5", "allowed true or false"),
+        ("train.pretrained_model_path=true", "got True, allowed text or null"),
+        ("train.optim.lr=.nan", "got nan, allowed number 1e-09..10000"),
+        ("train.optim.lr=[1]", "allowed number"),
+        ("train.optim.lr_decay=0", "got 0.0, allowed number > 0 and <= 1"),
+        ("train.optim.weight_decay=1e-12", "allowed number 0 or 1e-09..1"),
+        ("model.cv_group=5", "got 5, allowed 4, 8, 16"),
+        ("model.mask_widths=[32]", "allowed a list of 2 integer values >= 1"),
+        ("model.mask_widths=[[32], 16]", "allowed a list of 2 integer values"),
+        ("model.mask_widths=3", "allowed a list of 2 integer values"),
+        ("gen_trt_engine.compute_capabilities=[SM70]", "a list of SM75, SM80"),
+        ("dataset.val_dataset.data_sources=a.txt", "a list of {dataset_name, data_file}"),
+        ("train.optim=3", "needs keys below it"),
+        ("train.optim.lr_steps.3=3", "no item 3. The list has 1 items"),
+        ("train.optim.lr_steps.0.x=3", "item 0 has no keys"),
+        ("verbose", "is no override. Write key.path=value"),
+        ("train.seed=[", "is not valid YAML"),
+        ("evaluate.checkpoint=${nowhere}", "cannot be resolved"),
+    ],
+)
+def test_a_wrong_value_is_refused(override: str, said: str) -> None:
+    (mistake,) = mistakes(override)
+    assert said in mistake
+    assert mistake.startswith("command line: ")
+
+
+@pytest.mark.parametrize("value", ["0", "1e-9"])
+def test_zero_turns_weight_decay_off(value: str) -> None:
+    assert load(f"train.optim.weight_decay={value}").train.optim.weight_decay == float(value)
+
+
+@pytest.mark.parametrize("action", list(ACTIONS))
+def test_open_values_of_the_verb_are_listed(action: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load_spec(None, action=action)
+    keys = {problem.key.removesuffix(".0.data_file") for problem in caught.value.problems}
+    assert keys >= {"results_dir", *ACTIONS[action].required}
+    assert all(p.source == f"template ffs/{action}" for p in caught.value.problems)
+
+
+def test_open_values_of_other_verbs_do_not_matter() -> None:
+    assert load(source={"export": {"checkpoint": "???"}}).export.checkpoint == "???"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("train: [", "is not valid YAML"), ("- a\n", "holds no mapping"), ("", None)],
+)
+def test_a_file_that_is_no_spec_is_refused(tmp_path: Path, text: str, said: str | None) -> None:
+    file = write(tmp_path / "spec.yaml", text)
+    if said is None:
+        load(source=file)
+    else:
+        assert said in mistakes(source=file)[0]
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    assert "cannot be read" in mistakes(source=tmp_path / "none.yaml")[0]
+
+
+def test_an_unknown_verb_is_refused() -> None:
+    with pytest.raises(SpecError, match="quantize: unknown, allowed train, evaluate"):
+        load_spec(None, action="quantize")
+
+
+# -- round trip -----------------------------------------------------------------------------------
+
+_BOUND = {key for rule in RULES if not rule.warning for key in rule.keys}
+_FREE = [node for node in leaves(ExperimentSpec) if node.path not in _BOUND]
+
+
+def values_of(node: Node) -> st.SearchStrategy[Any]:
+    facts = node.facts
+    low = 1 if facts.low is None else facts.low
+    high = low + 1000 if facts.high is None else min(facts.high, low + 1e6)
+    scalars: dict[str, st.SearchStrategy[Any]] = {
+        "bool": st.booleans(),
+        "int": st.integers(int(low), int(high)),
+        "float": st.floats(low, high, exclude_min=facts.exclusive_low),
+        "string": st.text("abc/._- 19é", min_size=1).map(lambda text: f"p{text}"),
+    }
+    if node.item == "section":
+        values = st.just(PAIRS)
+    elif node.kind == "list":
+        least = 0 if facts.item_low is None else facts.item_low
+        items = {"int": st.integers(int(least), 512), "float": st.floats(least, 2.0)}
+        item = st.sampled_from(node.choices) if node.choices else items[str(node.item)]
+        size = facts.length or 2
+        unique = bool(node.choices)
+        values = st.lists(item, min_size=size, max_size=size, unique=unique)
+    else:
+        values = st.sampled_from(node.choices) if node.choices else scalars[node.kind]
+    return st.none() | values if node.nullable else values
+
+
+SPECS = st.lists(st.sampled_from(_FREE), max_size=25, unique_by=lambda node: node.path).flatmap(
+    lambda nodes: st.fixed_dictionaries({node.path: values_of(node) for node in nodes})
+)
+VALIDATOR = Draft202012Validator(experiment_schema())
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@given(values=SPECS)
+def test_what_the_loader_accepts_the_schema_accepts_and_loads_again(
+    values: dict[str, Any],
+) -> None:
+    source: dict[str, Any] = {}
+    for path, value in {
+        "dataset.train_dataset.data_sources": PAIRS,
+        "results_dir": "out",
+        **values,
+    }.items():
+        *parents, name = path.split(".")
+        level = source
+        for parent in parents:
+            level = level.setdefault(parent, {})
+        level[name] = value
+    if source["dataset"]["train_dataset"]["data_sources"] is None:
+        source["dataset"]["train_dataset"]["data_sources"] = PAIRS
+
+    spec = load_spec(source, action="train")
+
+    plain = to_dict(spec)
+    assert [error.message for error in VALIDATOR.iter_errors(plain)] == []
+    assert load_spec(plain, action="train") == spec

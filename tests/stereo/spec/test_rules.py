@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from stereo.errors import SpecError
+from stereo.spec.experiment import ACTIONS, BP2_BLOCK, ExperimentSpec
+from stereo.spec.load import load_spec
+from stereo.spec.rules import RULES, bp2_mismatches, model_key_fault, value_at
+
+SOURCE = "=[{dataset_name: Middlebury, data_file: a}]"
+TRAIN = ("dataset.train_dataset.data_sources" + SOURCE,)
+EVALUATE = ("dataset.test_dataset.data_sources" + SOURCE,)
+INFERENCE = ("dataset.infer_dataset.data_sources" + SOURCE,)
+AUGMENTATION = "dataset.{}_dataset.augmentation"
+SPLITS = ("train", "val", "test", "infer")
+
+# key of the rule, overrides that break it, what the message says
+BROKEN: list[tuple[str, tuple[str, ...], str]] = [
+    ("model.model_type", ("model.model_type=RelativeDepthAnything",), "not in this version"),
+    ("model.max_disparity", ("model.max_disparity=112",), "got 112, needs a multiple of 32"),
+    ("model.volume_dim", ("model.volume_dim=30",), "got 30, needs a multiple of 4"),
+    ("model.concat_channel", ("model.concat_channel=23",), "got 23, needs a multiple of 2"),
+    ("model.concat_channel", ("model.concat_channel=0",), "needs at least 2"),
+    ("model.motion_encoder_final", ("model.motion_encoder_final=0",), "needs at least 1"),
+    ("model.disp_head_intermediate", ("model.disp_head_intermediate=-1",), "needs at least 1"),
+    ("model.cam_mid_channels", ("model.cam_mid_channels=0",), "needs at least 1"),
+    ("model.hidden_dims", ("model.hidden_dims=[128, 128, 128]",), "got 3 widths, needs 1"),
+    ("model.gru_hidden", ("model.gru_hidden=64",), "got 64, but the first context head has 60"),
+    ("model.gru_hidden", ("model.gru_hidden=null",), "got 128, but the first context head has 60"),
+    ("model.mask_widths", ("model.mask_widths=[32, 24]",), "the second width 24"),
+    ("model.stem_2_widths", ("model.stem_2_widths=[12, 24]",), "the second width 24"),
+    ("dataset.dataset_name", ("dataset.dataset_name=MonoDataset",), "reads StereoDataset"),
+    ("train.num_gpus", ("train.num_gpus=2", "train.gpu_ids=[0, 1]"), "one device"),
+    ("train.gpu_ids", ("train.gpu_ids=[0, 1]",), "got 2 devices, but train.num_gpus is 1"),
+    ("train.checkpoint_interval", ("train.checkpoint_interval=2",), "no checkpoint"),
+    ("train.validation_interval", ("train.validation_interval=2",), "nothing would be validated"),
+    (
+        "train.optim.min_lr",
+        ("train.optim.min_lr=1e-3", "train.optim.lr_scheduler=CosineAnnealingLR"),
+        "0.001 is not below train.optim.lr 1e-05",
+    ),
+    ("evaluate.input_height", ("evaluate.input_height=320",), "height 320 and width None"),
+    ("inference.input_height", ("inference.input_width=320",), "height None and width 320"),
+    ("export.input_height", ("export.input_height=500",), "multiple of 32"),
+    ("export.input_width", ("export.input_width=500",), "multiple of 32"),
+    ("export.batch_size", ("export.batch_size=0",), "Use -1 or a number from 1"),
+    ("gen_trt_engine.batch_size", ("gen_trt_engine.batch_size=0",), "Use -1 or a number from 1"),
+    ("evaluate.batch_size", ("evaluate.batch_size=0",), "Use -1 or a number from 1"),
+    ("inference.batch_size", ("inference.batch_size=0",), "Use -1 or a number from 1"),
+    (
+        "gen_trt_engine.tensorrt.min_batch_size",
+        ("gen_trt_engine.tensorrt.min_batch_size=3", "gen_trt_engine.tensorrt.max_batch_size=4"),
+        "needs min_batch_size <= opt_batch_size <= max_batch_size",
+    ),
+    *(
+        (
+            f"{action}.input_{side}",
+            (f"{action}.input_height=300", f"{action}.input_width=300"),
+            "got 300, needs a multiple of 32",
+        )
+        for action in ("evaluate", "inference")
+        for side in ("height", "width")
+    ),
+    *(
+        (f"{AUGMENTATION.format(split)}.{name}", (f"{AUGMENTATION.format(split)}.{value}",), said)
+        for split in SPLITS
+        for name, value, said in (
+            ("crop_size", "crop_size=[112, 160]", "needs a multiple of 32"),
+            ("min_scale", "min_scale=0.5", "needs min_scale <= max_scale"),
+            ("color_aug_saturation", "color_aug_saturation=[1.4, 0]", "needs low <= high"),
+            ("color_aug_hue_range", "color_aug_hue_range=[0.1, 0]", "needs low <= high"),
+            ("gamma", "gamma=[1, 1, 2, 1]", "needs low <= high"),
+        )
+    ),
+]
+
+WARNED: list[tuple[str, tuple[str, ...]]] = [
+    ("model.disp_head_input_dim", ("model.disp_head_input_dim=61",)),
+    ("model.classifier_mid", ("model.classifier_mid=15",)),
+    ("model.cost_agg_conv_patch_padding", ("model.cost_agg_conv_patch_padding=[1, 0, 0]",)),
+    (
+        "model.stereo_backbone.depth_anything_v2_pretrained_path",
+        ("model.stereo_backbone.depth_anything_v2_pretrained_path=a",),
+    ),
+    ("model.stereo_backbone.use_bn", ("model.stereo_backbone.use_bn=true",)),
+    ("model.stereo_backbone.use_clstoken", ("model.stereo_backbone.use_clstoken=true",)),
+    ("dataset.max_disparity", ("dataset.max_disparity=64",)),
+    ("train.optim.lr_decay", ("train.optim.lr_decay=0.9", "train.optim.lr_scheduler=PolynomialLR")),
+    ("train.optim.lr", ("train.optim.lr=1e-3", "train.pretrained_model_path=a.pth")),
+    (
+        "gen_trt_engine.tensorrt.workspace_size",
+        ("gen_trt_engine.tensorrt.workspace_size=1024",),
+    ),
+]
+
+
+def problems(overrides: tuple[str, ...], action: str) -> dict[str, str]:
+    with pytest.raises(SpecError) as caught:
+        load_spec(None, ["results_dir=out", *overrides], action=action)
+    return {problem.key: str(problem) for problem in caught.value.problems}
+
+
+@pytest.mark.parametrize(("key", "overrides", "said"), BROKEN)
+def test_a_broken_rule_is_reported_at_its_key(
+    key: str, overrides: tuple[str, ...], said: str
+) -> None:
+    found = problems((*TRAIN, *overrides), "train")
+    assert said in found[key]
+    assert found[key].startswith("command line: ")
+
+
+@pytest.mark.parametrize(("key", "overrides"), WARNED)
+def test_a_field_without_effect_is_worth_a_warning(
+    key: str, overrides: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        load_spec(None, ["results_dir=out", *TRAIN, *overrides], action="train")
+    assert [m for m in caplog.messages if m.startswith(f"command line: {key}: ")]
+
+
+@pytest.mark.parametrize(("action", "data"), [("evaluate", EVALUATE), ("inference", INFERENCE)])
+def test_exactly_one_of_checkpoint_and_engine(action: str, data: tuple[str, ...]) -> None:
+    checkpoint, engine = f"{action}.checkpoint=a.pth", f"{action}.trt_engine=a.rtx"
+    for given, said in [((), "neither it nor"), ((checkpoint, engine), "both it and")]:
+        found = problems((*data, *given), action)
+        assert said in found[f"{action}.checkpoint"]
+        assert f"{action}.trt_engine" in found[f"{action}.checkpoint"]
+    for given in (checkpoint, engine):
+        load_spec(None, ["results_dir=out", *data, given], action=action)
+
+
+@pytest.mark.parametrize("action", list(ACTIONS))
+def test_either_results_dir_is_enough(action: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load_spec(None, [f"{action}.results_dir=out"], action=action)
+    assert "results_dir" not in {problem.key for problem in caught.value.problems}
+
+
+def test_every_rule_has_a_case() -> None:
+    one_source = {f"{action}.checkpoint" for action in ("evaluate", "inference")}
+    keys = {key for key, *_ in (*BROKEN, *WARNED)} | one_source | {"results_dir"}
+    # 4, 8 and 16 divide the width of every encoder, so this rule cannot break today.
+    assert {rule.keys[0] for rule in RULES} - keys == {"model.cv_group"}
+
+
+def test_defaults_break_no_rule_but_the_open_ones() -> None:
+    spec = ExperimentSpec()
+    broken = {rule.keys[0] for rule in RULES if rule.broken(spec)}
+    assert broken == {"results_dir", "evaluate.checkpoint", "inference.checkpoint"}
+
+
+def test_bp2_mismatches_are_listed_as_given_and_needed() -> None:
+    spec = ExperimentSpec()
+    assert bp2_mismatches(spec) == []
+
+    spec.model.corr_radius = 5
+    spec.model.mask_widths = [32, 8]
+    spec.model.gwc_feature_normalize = False
+    spec.model.disp_head_input_dim = None  # shapes nothing: no layer reads it
+    spec.model.max_disparity = 64
+    said = {problem.key: problem.problem for problem in bp2_mismatches(spec)}
+
+    assert said == {
+        "model.corr_radius": "given 5, needed 4",
+        "model.mask_widths": "given [32, 8], needed [32, 16]",
+        "model.gwc_feature_normalize": "given False, needed True",
+    }
+
+
+def test_family_defaults_equal_the_bp2_block() -> None:
+    spec = ExperimentSpec()
+    assert {name: value_at(spec, f"model.{name}") for name in BP2_BLOCK} == BP2_BLOCK
+    assert len(BP2_BLOCK) == 28
+
+
+def test_the_one_model_key_has_no_fault() -> None:
+    assert model_key_fault("ffs") is None
+    assert model_key_fault("resnet") is not None

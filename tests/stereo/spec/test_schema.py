@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from stereo.spec import schema
+from stereo.spec.experiment import ACTIONS, ExperimentSpec, packaged_values
+from stereo.spec.fields import Scale, spec_field
+from stereo.spec.load import load_spec, template
+from stereo.spec.networks import FastFoundationStereoSpec
+
+FILES = schema.render()
+SCHEMAS = {name: json.loads(text) for name, text in FILES.items() if "schema.json" in name}
+
+
+def generate(root: Path) -> Path:
+    assert schema.main(["--root", str(root)]) == 0
+    return root
+
+
+# -- what is generated ----------------------------------------------------------------------------
+
+
+def test_the_repository_is_current() -> None:
+    assert schema.main(["--check"]) == 0
+
+
+def test_generation_is_stable_and_a_second_write_changes_nothing(tmp_path: Path) -> None:
+    assert schema.render() == FILES
+    assert set(schema.write(tmp_path)) == set(FILES)
+    assert schema.write(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", list(SCHEMAS))
+def test_every_schema_is_strict_json_schema(name: str) -> None:
+    Draft202012Validator.check_schema(SCHEMAS[name])
+    open_objects = []
+
+    def visit(node: Any) -> None:
+        if isinstance(node, dict):
+            if node.get("type") == "object" and node.get("additionalProperties") is not False:
+                open_objects.append(node)
+            for below in node.values():
+                visit(below)
+
+    visit(SCHEMAS[name]["properties"])
+    assert open_objects == []
+    assert "Infinity" not in FILES[name]
+    assert "NaN" not in FILES[name]
+
+
+@pytest.mark.parametrize("action", list(ACTIONS))
+def test_an_action_schema_holds_what_the_verb_reads(action: str) -> None:
+    made = SCHEMAS[f"schemas/ffs/{action}.schema.json"]
+    splits = {name for name in made["properties"]["dataset"]["properties"] if "_dataset" in name}
+    assert set(made["properties"]) == {"results_dir", "model", "dataset", action}
+    assert splits == set(ACTIONS[action].splits)
+
+
+def test_only_the_train_schema_carries_candidates() -> None:
+    for action in ACTIONS:
+        made = SCHEMAS[f"schemas/ffs/{action}.schema.json"]
+        assert bool(made["automl_default_parameters"]) == (action == "train")
+        assert ('"automl_enabled": true' in json.dumps(made)) == (action == "train")
+        assert made["automl_disabled_parameters"] == sorted(made["automl_disabled_parameters"])
+
+
+@pytest.mark.parametrize("action", list(ACTIONS))
+def test_a_template_says_what_the_loader_merges(action: str) -> None:
+    text = FILES[f"spec_templates/ffs/{action}.yaml"]
+    assert yaml.safe_load(text) == template("ffs", action)
+    assert len(packaged_values(action)) < 60
+
+
+@pytest.mark.parametrize("action", list(ACTIONS))
+def test_every_commented_default_may_be_switched_on(action: str, tmp_path: Path) -> None:
+    head, _, body = FILES[f"spec_templates/ffs/{action}.yaml"].partition("\n\n")
+    lines = [line.replace("# ", "", 1) if line.lstrip().startswith("# ") else line
+             for line in body.splitlines()]  # fmt: skip
+    open_values = {
+        "data_sources: ???": "data_sources: [{dataset_name: Middlebury, data_file: a}]",
+        "???": "given",
+    }
+    filled = "\n".join(lines)
+    for value, given in open_values.items():
+        filled = filled.replace(value, given)
+    file = tmp_path / "all.yaml"
+    file.write_text(filled)
+
+    assert head.startswith("# FastFoundationStereo")
+    spec = load_spec(file, action=action)
+
+    assert spec.train.seed == 1234
+
+
+def test_required_fields_are_required_only_by_their_verb() -> None:
+    export = SCHEMAS["schemas/ffs/export.schema.json"]
+    assert export["required"] == ["export"]
+    assert export["properties"]["export"]["required"] == ["checkpoint"]
+    assert "default" not in export["properties"]["export"]["properties"]["checkpoint"]
+    assert SCHEMAS["schemas/ffs/experiment.schema.json"]["required"] == []
+
+
+def test_manifest_names_every_file_with_its_hash() -> None:
+    model = json.loads(FILES["schemas/manifest.json"])["models"]["ffs"]
+    assert model["automl_enabled"] is True
+    assert model["network_arch"] == "depth_net_stereo"
+    for action, entry in model["actions"].items():
+        assert entry["schema_sha256"] == schema._sha256(FILES[entry["schema"]])
+        assert entry["template_sha256"] == schema._sha256(FILES[entry["template"]])
+        assert entry["failures"] == []
+        assert (len(entry["automl_default_parameters"]) == 17) == (action == "train")
+
+
+def test_model_metadata_names_real_fields() -> None:
+    made = json.loads(FILES["schemas/ffs/model.json"])
+    paths = {node.path for node in schema.walk(ExperimentSpec)}
+    named = {
+        *made["data_keys"].values(),
+        *made["weight_keys"],
+        made["fidelity"],
+        *(path for path in made["shorthands"].values() if "{" not in path),
+        *(path for params in made["spec_params"].values() for path in params),
+        *(given["path"] for verb in made["actions"].values() for given in verb["inputs"]),
+        *(path for verb in made["actions"].values() for path in verb["required"]),
+    }
+    assert named <= paths
+    assert made["objective"] == {"metric": "val/epe", "direction": "minimize", "unit": "px"}
+    assert made["objective"].items() <= {**made["metrics"]["val/epe"], "metric": "val/epe"}.items()
+
+
+def test_the_reference_page_lists_every_field() -> None:
+    page = FILES["docs/spec-reference.md"]
+    assert page.count("\n| `") == len(schema.leaves(ExperimentSpec))
+    assert page.count("## `model`\n") == 1
+
+
+# -- checks ---------------------------------------------------------------------------------------
+
+
+def test_check_fails_after_an_edit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = generate(tmp_path)
+    edits = {
+        "schemas/ffs/train.schema.json": ('"maximum": 8', '"maximum": 9'),
+        "spec_templates/ffs/train.yaml": ("num_epochs: 1 ", "num_epochs: 2 "),
+        "docs/spec-reference.md": ("2..8", "2..9"),
+        "schemas/manifest.json": ('"automl_enabled": true', '"automl_enabled": false'),
+    }
+    for name, (old, new) in edits.items():
+        text = (root / name).read_text()
+        assert old in text
+        (root / name).write_text(text.replace(old, new, 1))
+
+    assert schema.main(["--check", "--root", str(root)]) == 1
+
+    said = capsys.readouterr().err.splitlines()
+    assert sorted(said) == sorted(
+        f"{name}: differs from the dataclasses; run `make schemas`" for name in edits
+    )
+
+
+def test_check_names_missing_and_leftover_files(tmp_path: Path) -> None:
+    root = generate(tmp_path)
+    (root / "schemas/manifest.json").unlink()
+    (root / "spec_templates/ffs/old.yaml").write_text("")
+    assert schema.differences(root) == [
+        "schemas/manifest.json: missing",
+        "spec_templates/ffs/old.yaml: not generated any more",
+    ]
+
+
+@dataclass
+class Planted(ExperimentSpec):
+    """Declarations that break a rule each."""
+
+    below: int = spec_field(1, "Below its range", low=2, high=8)
+    above: float = spec_field(9.0, "Above its range", low=2, high=8)
+    undescribed: int = spec_field(1, "")
+    half_open: int = spec_field(1, "No upper end", low=1, automl_enabled=True)
+    empty: float = spec_field(2.0, "No width", low=2, high=2, automl_enabled=True)
+    outside: int = spec_field(
+        3, "Wider search", low=2, high=4, automl_enabled=True, search_range=(1, 9)
+    )
+    log_zero: float = spec_field(
+        0.0, "Log from 0", low=0.0, high=1.0, automl_enabled=True, scale=Scale.LOG
+    )
+    lost: float = spec_field(0.0, "Unknown switch", active_if={"nothing": (True,)})
+
+
+def test_violations_of_the_declarations_are_listed() -> None:
+    assert schema.violations(Planted) == [
+        "below: default 1 below 2",
+        "above: default 9.0 above 8",
+        "half_open: enabled without both ends of a search range",
+        "empty: empty search range 2..2",
+        "outside: search range 1..9 outside 2..4",
+        "log_zero: a log scale needs a low end above 0",
+        "undescribed: no description",
+        "lost: depends on unknown nothing",
+    ]
+
+
+def test_a_template_that_does_not_validate_is_a_violation() -> None:
+    faults = list(schema._template_faults("export", FastFoundationStereoSpec))
+    assert len(faults) == 1
+    assert "'export', 'model', 'results_dir' were unexpected" in faults[0]
+
+
+def test_an_unknown_keyword_is_a_violation() -> None:
+    planted = {"type": "object", "properties": {"a": {"type": "string", "x-new": 1}}}
+    assert list(schema._keyword_faults(planted, "train")) == ["train: a: unknown keyword x-new"]
+
+
+# -- a changed dataclass --------------------------------------------------------------------------
+
+
+def test_a_changed_flag_and_range_reach_the_schema(tmp_path: Path) -> None:
+    """The real program on a copy of the package with an edited declaration; no torch involved."""
+    repository = Path(schema.__file__).parents[2]
+    for part in ("spec", "__init__.py", "errors.py"):
+        source, target = repository / "stereo" / part, tmp_path / "stereo" / part
+        target.parent.mkdir(exist_ok=True)
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    networks, train = (tmp_path / f"stereo/spec/{name}.py" for name in ("networks", "train"))
+    flagged = networks.read_text().replace("high=8,\n        automl_enabled=True", "high=8")
+    assert flagged != networks.read_text()
+    networks.write_text(flagged)
+    ranged = train.read_text().replace("search_range=(1e-6, 1e-2)", "search_range=(1e-5, 1e-3)", 1)
+    assert ranged != train.read_text()
+    train.write_text(ranged)
+    program = (
+        "import sys, runpy\n"
+        "sys.argv = ['schema']\n"
+        "try: runpy.run_module('stereo.spec.schema', run_name='__main__')\n"
+        "finally: print('torch' in sys.modules or 'omegaconf' in sys.modules)"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+
+    made = json.loads((tmp_path / "schemas/ffs/train.schema.json").read_text())
+    lr = made["properties"]["train"]["properties"]["optim"]["properties"]["lr"]
+    assert done.stdout.rstrip().endswith("False")
+    assert "model.corr_radius" not in made["automl_default_parameters"]
+    assert "model.corr_radius" in made["automl_disabled_parameters"]
+    assert lr["x-search-range"] == [1e-5, 1e-3]
