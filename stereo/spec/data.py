@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
-from typing import Literal
+from typing import Literal, get_args
 
 from stereo.spec.fields import MISSING, spec_field
 
-STEREO_DATASETS = ("GenericDataset", "Middlebury")
+StereoDatasetName = Literal["GenericDataset", "Middlebury"]
+STEREO_DATASETS: tuple[str, ...] = get_args(StereoDatasetName)
 """Dataset classes that `data_sources` may name; upper and lower case do not matter."""
 
 
@@ -19,7 +20,7 @@ STEREO_DATASETS = ("GenericDataset", "Middlebury")
 class DataSource:
     """One annotation file and the class that knows its encoding."""
 
-    dataset_name: Literal["GenericDataset", "Middlebury"] = spec_field(
+    dataset_name: StereoDatasetName = spec_field(
         MISSING, "Dataset class that reads the files; upper and lower case do not matter"
     )
     data_file: str = spec_field(MISSING, "Annotation file, one sample per line")
