@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 SESSION_FILE = "session.json"
 LOG_FILE = "ray.log"
-TOKEN_FILE = Path("~/.ray/auth_token")
+TOKEN_FILE = Path("~/.ray/auth_token")  # Ray's own place; RAY_AUTH_TOKEN_PATH moves it
 OBJECT_STORE_BYTES = 100 * 2**20  # configurations and epoch reports only; Ray's minimum is 75 MiB
 STOP_PATIENCE_S = 60.0  # a trainer told to stop has so long before its worker is replaced
 
@@ -238,14 +238,15 @@ def _session(
     """
     directory = Path(tempfile.mkdtemp(prefix="depthtune-", dir="/tmp"))
     try:
-        _write_session(scratch, directory)
+        _write_session(scratch, {"directory": str(directory)})
         try:
             _start_ray(directory, share, address, dashboard)
         except (OSError, RuntimeError, ValueError, RayError) as error:
             raise StudyFailedError(
                 f"Ray did not start: {error}. See {scratch / LOG_FILE}"
             ) from error
-        _restrict_token()
+        token_file()  # Ray makes it 0644
+        _write_session(scratch, {"directory": str(directory), "dashboard": _dashboard_facts()})
         yield directory
     finally:
         ray.shutdown()
@@ -274,20 +275,34 @@ def _start_ray(
     )
 
 
-def _restrict_token() -> None:
-    """Make the token that Ray created for its API readable by its owner only."""
-    token = TOKEN_FILE.expanduser()
-    if token.is_file():
-        token.chmod(0o600)
+def token_file() -> Path:
+    """Return the file of Ray's API token, made readable by its owner only."""
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN_FILE).expanduser()
+    if file.is_file():
+        file.chmod(0o600)
+    return file
 
 
-def _write_session(scratch: Path, directory: Path) -> None:
+def _write_session(scratch: Path, facts: Mapping[str, Any]) -> None:
     temporary = scratch / f"{SESSION_FILE}.tmp"
     try:
-        temporary.write_text(json.dumps({"directory": str(directory)}), encoding="utf-8")
+        temporary.write_text(json.dumps(facts), encoding="utf-8")
         temporary.replace(scratch / SESSION_FILE)
     except OSError as error:
         raise StoreError(f"{scratch}: cannot be written: {error.strerror}") from error
+
+
+def _dashboard_facts() -> dict[str, str]:
+    """Return what a dashboard needs to attach to this session (`automl.dashboard`)."""
+    node = ray._private.worker._global_node
+    return {
+        "gcs-address": node.gcs_address,
+        "cluster-id-hex": node.cluster_id.hex(),
+        "node-ip-address": node.node_ip_address,
+        "session-dir": node.get_session_dir_path(),
+        "log-dir": node.get_logs_dir_path(),
+        "temp-dir": node.temp_dir,
+    }
 
 
 @contextmanager

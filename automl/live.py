@@ -1,0 +1,390 @@
+"""What a study is doing, for people: a live table on a terminal, plain lines in a pipe.
+
+`show` follows a study in its own process, `status_text` and `watch` read it from any other. Times
+in seconds. The time left is an estimate from finished epochs and the stopping rule; between two
+events it counts down with the clock.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from automl.algorithms.rungs import Rungs
+from automl.algorithms.table import make_rungs
+from automl.resources import per_trial
+from automl.store import Study, TrialRecord, owner_of, read_study
+
+ROWS = 14  # trials in the table: the running ones, the best, then the latest
+RECENT_EPOCHS = 20  # finished epochs that say how long one takes
+REFRESH_PER_SECOND = 4
+TEXT_WIDTH = 100
+BAR_WIDTH = 24
+
+OnEvent = Callable[[Mapping[str, Any]], None]
+
+
+# --- how far, how long --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a study is.
+
+    Attributes:
+        done: finished epochs of all trials.
+        expected: epochs it will have had at its end, as far as known now; None: nothing bounds it.
+        left: seconds to its end; None while nothing is known about it.
+    """
+
+    done: int
+    expected: float | None
+    left: float | None
+
+    @property
+    def fraction(self) -> float:
+        """Share of the expected epochs that is done, 0 to 1."""
+        return min(1.0, self.done / self.expected) if self.expected else 0.0
+
+
+def progress(study: Study, now: float, seconds_per_epoch: float | None = None) -> Progress:
+    """Return how far a study is at `now` (seconds since 1970).
+
+    Args:
+        study: running or ended.
+        now: seconds since 1970.
+        seconds_per_epoch: used before the study has a finished epoch of its own.
+    """
+    done = sum(trial.last_epoch for trial in study.trials)
+    if study.state == "finished":
+        return Progress(done, float(done), 0.0)
+    settings = study.resolved.study
+    rungs = make_rungs(settings.algorithm, study.resolved.full_epochs)
+    running = [_epochs_left(trial, study, rungs) for trial in study.running()]
+    coming = _epochs_of_new_trials(study, rungs)
+    ahead = None if coming is None else sum(running) + coming
+    if settings.budget.epochs is not None:
+        ahead = min(ahead if ahead is not None else float("inf"), settings.budget.epochs - done)
+    per_epoch = _recent_seconds(study) or seconds_per_epoch
+    left = None
+    if ahead is not None and per_epoch is not None:
+        ray = settings.runner == "ray"
+        concurrent = per_trial(settings.resources).max_concurrent if ray else 1
+        left = max(ahead / concurrent, max(running, default=0.0)) * per_epoch
+    if settings.budget.hours is not None:
+        to_limit = max(0.0, 3600 * settings.budget.hours - study.active_seconds(now))
+        left = to_limit if left is None else min(left, to_limit)
+    return Progress(done, None if ahead is None else done + max(0.0, ahead), left)
+
+
+def _epochs_of_new_trials(study: Study, rungs: Rungs) -> float | None:
+    trials = study.resolved.study.budget.trials
+    if trials is None:
+        return None
+    return (trials - len(study.trials)) * rungs.expected_epochs(trials) / trials
+
+
+def _epochs_left(trial: TrialRecord, study: Study, rungs: Rungs) -> float:
+    """Return the expected epochs of a running trial, by its chances at the rungs ahead."""
+    chance, total, before = 1.0, 0.0, trial.last_epoch
+    for rung in [*(rung for rung in rungs.rungs if rung > before), rungs.full_epochs]:
+        total += chance * (rung - before)
+        before = rung
+        if trial.id != 0:  # the baseline is never stopped
+            arrived = 1 + sum(other.last_epoch >= rung for other in study.trials)
+            chance *= min(1.0, rungs.survivors(arrived) / arrived)
+    return total
+
+
+def _recent_seconds(study: Study) -> float | None:
+    epochs = [event for event in study.events if event["kind"] == "epoch"][-RECENT_EPOCHS:]
+    seconds = [event["metrics"].get("seconds", 0.0) for event in epochs]
+    return sum(seconds) / len(seconds) if seconds else None
+
+
+class Countdown:
+    """An estimate of the time left that falls with the clock and jumps only when it must."""
+
+    def __init__(self) -> None:
+        self._left: float | None = None
+        self._at = 0.0
+
+    def update(self, estimate: float | None, now: float) -> float | None:
+        """Take a new estimate; a slightly longer one is noise and the countdown goes on."""
+        shown = self.at(now)
+        if estimate is not None and (shown is None or not shown <= estimate <= 1.3 * shown + 5):
+            self._left, self._at = estimate, now
+        return self.at(now)
+
+    def at(self, now: float) -> float | None:
+        """Return the seconds left at a moment."""
+        return None if self._left is None else max(0.0, self._left - (now - self._at))
+
+
+# --- while it runs ------------------------------------------------------------------------------
+
+
+@contextmanager
+def show(
+    study: Study, stream: TextIO | None = None, seconds_per_epoch: float | None = None
+) -> Generator[OnEvent]:
+    """Yield the function that shows every event of a study in this process.
+
+    Args:
+        study: open in this process.
+        stream: default: standard output; a terminal gets the table, anything else plain lines.
+        seconds_per_epoch: what is known about it before the first epoch has finished.
+    """
+    stream = stream or cast(TextIO, sys.stdout)
+    if not stream.isatty():
+        yield _PlainLines(study, stream, seconds_per_epoch).event
+        return
+    view = _View(study, seconds_per_epoch)
+    console = Console(file=stream)
+    with Live(view, console=console, refresh_per_second=REFRESH_PER_SECOND, transient=True):
+        yield view.event
+    console.print(view)
+
+
+class _View:
+    """The live table; rich asks for it several times a second."""
+
+    def __init__(self, study: Study, seconds_per_epoch: float | None) -> None:
+        self._study = study
+        self._seconds_per_epoch = seconds_per_epoch
+        self._countdown = Countdown()
+        self.event({})
+
+    def event(self, _event: Mapping[str, Any]) -> None:
+        """Estimate again after an event."""
+        now = time.time()
+        self._progress = progress(self._study, now, self._seconds_per_epoch)
+        self._countdown.update(self._progress.left, now)
+
+    def __rich__(self) -> Group:
+        return _picture(self._study, self._progress, self._countdown.at(time.time()))
+
+
+class _PlainLines:
+    """One line per event, for pipes and log files."""
+
+    def __init__(self, study: Study, stream: TextIO, seconds_per_epoch: float | None) -> None:
+        self._study = study
+        self._stream = stream
+        self._seconds_per_epoch = seconds_per_epoch
+        self._best: int | None = None
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Write what happened, if it is of interest."""
+        line = event_line(self._study, event)
+        if line is None:
+            return
+        if event["kind"] == "trial_ended":
+            left = progress(self._study, time.time(), self._seconds_per_epoch)
+            line += f"  [{left.fraction:.0%}, time left {clock(left.left)}]"
+        self._stream.write(line + "\n")
+        best = self._study.best()
+        if best is not None and best.id != self._best:
+            self._best = best.id
+            self._stream.write(best_line(self._study) + "\n")
+        self._stream.flush()
+
+
+def event_line(study: Study, event: Mapping[str, Any]) -> str | None:
+    """Return one event in words, None for events that say nothing to a user."""
+    name = f"trial {event.get('trial')}"
+    match event["kind"]:
+        case "trial_started":
+            return f"{name} {_how_started(event)}"
+        case "epoch":
+            metric, full = study.objective.metric, study.resolved.full_epochs
+            value, seconds = event["metrics"].get(metric), event["metrics"].get("seconds", 0.0)
+            decided = {"stop": ", stopped here", "complete": ", complete"}
+            words = decided.get(event["decision"], "")
+            score = f"{metric} {_number(value)} {study.objective.unit}".rstrip()
+            return f"{name} epoch {event['epoch']}/{full}: {score}, {seconds:.1f} s{words}"
+        case "trial_ended":
+            reason = f": {event['detail'].splitlines()[0]}" if event.get("detail") else ""
+            return f"{name} {event['state']}{reason}"
+        case "study_ended":
+            return f"study ended: {event['reason']}"
+        case _:
+            return None
+
+
+def best_line(study: Study) -> str:
+    """Return the best trial so far beside the baseline, in words."""
+    best, baseline = study.best(), study.baseline()
+    if best is None:
+        return "best so far: no trial is complete yet"
+    objective = study.objective
+    value = f"{objective.metric} {_number(study.value(best))} {objective.unit}".rstrip()
+    base = study.value(baseline) if baseline is not None else None
+    beside = f" (baseline {_number(base)} {objective.unit})".replace(" )", ")")
+    return f"best so far: trial {best.id}, {value}{beside if base is not None else ''}"
+
+
+def _how_started(event: Mapping[str, Any]) -> str:
+    if event.get("cause", "new") == "new":
+        values = ", ".join(
+            f"{path.rpartition('.')[2]} {_number(value)}" for path, value in event["params"].items()
+        )
+        return f"started: {values}" if values else "started"
+    again = f"{event['cause']} after epoch {event['resumed_from_epoch']}"
+    return f"{again}: {event['detail'].splitlines()[0]}" if event.get("detail") else again
+
+
+# --- from another process -----------------------------------------------------------------------
+
+
+def status_text(study: Study) -> str:
+    """Return the state of a study as plain text: how far, its trials, the best."""
+    now = time.time()
+    how_far = progress(study, now)
+    left = how_far.left
+    if left is not None and study.events:  # since the last event the clock went on
+        last = datetime.fromisoformat(study.events[-1]["time"]).timestamp()
+        left = max(0.0, left - (now - last))
+    text = io.StringIO()
+    console = Console(file=text, width=TEXT_WIDTH, color_system=None)
+    console.print(_picture(study, how_far, left))
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def watch(directory: Path, stream: TextIO | None = None) -> int:
+    """Follow a study until no driver has it open; returns exit code 0."""
+    stream = stream or cast(TextIO, sys.stdout)
+    study = read_study(directory)
+    if stream.isatty():
+        _watch_table(directory, study, stream)
+    else:
+        _watch_lines(directory, study, stream)
+    return 0
+
+
+def _watch_table(directory: Path, study: Study, stream: TextIO) -> None:
+    countdown = Countdown()
+    with Live(console=Console(file=stream), auto_refresh=False) as live:
+        while True:
+            how_far, now = progress(study, time.time()), time.time()
+            left = countdown.update(how_far.left, now)
+            live.update(_picture(study, how_far, left), refresh=True)
+            if study.state != "running":
+                return
+            time.sleep(1)
+            study = read_study(directory)
+
+
+def _watch_lines(directory: Path, study: Study, stream: TextIO) -> None:
+    stream.write(status_text(study) + "\n")
+    seen = len(study.events)
+    while study.state == "running":
+        time.sleep(1)
+        study = read_study(directory)
+        lines = [event_line(study, event) for event in study.events[seen:]]
+        stream.write("".join(f"{line}\n" for line in lines if line is not None))
+        stream.flush()
+        seen = len(study.events)
+
+
+# --- the picture --------------------------------------------------------------------------------
+
+
+def _picture(study: Study, how_far: Progress, left: float | None) -> Group:
+    objective = study.objective
+    unit = f", {objective.unit}" if objective.unit else ""
+    head = f"study {study.name}: {objective.metric}, {objective.direction}{unit}"
+    return Group(
+        Text(f"{head}   {_state_words(study)}", style="bold"),
+        _bar(study, how_far, left),
+        _trial_table(study),
+        Text(best_line(study)),
+        Text(_counts(study)),
+    )
+
+
+def _bar(study: Study, how_far: Progress, left: float | None) -> Table:
+    row = Table.grid(padding=(0, 1))
+    expected = f" of about {how_far.expected:.0f}" if how_far.expected is not None else ""
+    passed = clock(study.active_seconds(time.time() if study.state == "running" else None))
+    row.add_row(
+        ProgressBar(total=1.0, completed=how_far.fraction, width=BAR_WIDTH),
+        Text(f"{how_far.fraction:.0%}"),
+        Text(f"{how_far.done}{expected} epochs, {passed} passed, time left {clock(left)}"),
+    )
+    return row
+
+
+def _trial_table(study: Study) -> Table:
+    objective, full = study.objective, study.resolved.full_epochs
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    unit = f" {objective.unit}" if objective.unit else ""
+    for name in ("trial", "epoch", f"{objective.metric}{unit}", "seconds"):
+        table.add_column(name, justify="right")
+    table.add_column("state")
+    best = study.best()
+    for trial in _chosen(study, best):
+        value = trial.value_at(trial.last_epoch, objective.metric)
+        mark = " (best)" if best is not None and trial.id == best.id else ""
+        table.add_row(
+            str(trial.id),
+            f"{trial.last_epoch}/{full}",
+            _number(value),
+            f"{trial.seconds:.0f}",
+            f"{trial.state}{mark}",
+        )
+    return table
+
+
+def _chosen(study: Study, best: TrialRecord | None) -> list[TrialRecord]:
+    """Return the trials that fit the table, in their order."""
+    ended = [trial for trial in study.trials if trial.state != "running" and trial is not best]
+    first = study.running() + ([best] if best is not None else [])
+    room = max(0, ROWS - len(first))
+    return sorted(first + ended[len(ended) - min(room, len(ended)) :], key=lambda trial: trial.id)
+
+
+def _counts(study: Study) -> str:
+    states = [trial.state for trial in study.trials]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    limit = study.resolved.study.budget.trials
+    of = f" of {limit}" if limit is not None else ""
+    return f"{len(states)}{of} trials" + (f": {counts}" if counts else "")
+
+
+def _state_words(study: Study) -> str:
+    if study.state == "finished":
+        return f"finished: {study.end_reason}"
+    if study.state == "interrupted":
+        return "interrupted; the same command resumes it"
+    owner = owner_of(study.directory)
+    return f"running in process {owner['pid']} on {owner['host']}" if owner else "running"
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def clock(seconds: float | None) -> str:
+    """Return seconds as `m:ss` or `h:mm:ss`, `?` when unknown."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
