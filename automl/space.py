@@ -1,10 +1,10 @@
 """The search space of a study, read from the trainer's JSON Schema.
 
 A field is a leaf of `schemas/<model>/train.schema.json`, named by its dotted path. The keywords
-`automl_enabled`, `x-search-range`, `x-scale`, `x-active-if`, `x-shapes-weights`, `x-math-cond`
-and `x-unit` say whether and how it can be searched; the root list `automl_default_parameters`
-says what is searched when a study names nothing. A field that cannot matter is dropped, and the
-reason is kept for plan, log and report.
+`automl_enabled`, `x-search-range`, `x-search-range-cpu`, `x-scale`, `x-active-if`,
+`x-shapes-weights`, `x-math-cond` and `x-unit` say whether and how it can be searched; the root list
+`automl_default_parameters` says what is searched when a study names nothing. A field that cannot
+matter is dropped, and the reason is kept for plan, log and report.
 
 A parameter with a `condition` is sampled only in trials where the fields it depends on, which
 are searched themselves, have one of the named values.
@@ -36,6 +36,7 @@ class SearchField:
         minimum: smallest valid value; -inf when open.
         maximum: largest valid value; inf when open.
         search_range: default range of a study; None when the schema names none.
+        search_range_cpu: the same for the profile of a machine without a GPU.
         options: values of an enumeration or boolean; empty when the field has none.
         step: allowed values are multiples of it; None for any.
         log: the logarithm is sampled.
@@ -51,6 +52,7 @@ class SearchField:
     minimum: float
     maximum: float
     search_range: tuple[float, float] | None
+    search_range_cpu: tuple[float, float] | None
     options: tuple[Any, ...]
     step: int | None
     log: bool
@@ -237,7 +239,7 @@ def build_space(
             candidates.remove(path)
     conditions = _conditions(by_path, candidates, base_spec, dropped)
     parameters = [
-        _parameter(by_path[path], study.search, base_spec, condition, problems)
+        _parameter(by_path[path], study, base_spec, condition, problems)
         for path, condition in conditions.items()
     ]
     if problems:
@@ -265,7 +267,7 @@ def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Mapping
 def _field(path: str, leaf: Mapping[str, Any], searched: bool) -> SearchField:
     kind = _kind(leaf)
     open_low = leaf.get("exclusiveMinimum", -math.inf)
-    search_range = leaf.get("x-search-range")
+    search_range, for_cpu = leaf.get("x-search-range"), leaf.get("x-search-range-cpu")
     multiple, options = _math_condition(path, leaf)
     if leaf.get("type") == "boolean":
         options = (False, True)
@@ -276,6 +278,7 @@ def _field(path: str, leaf: Mapping[str, Any], searched: bool) -> SearchField:
         minimum=leaf.get("minimum", open_low),
         maximum=leaf.get("maximum", math.inf),
         search_range=tuple(search_range) if search_range else None,
+        search_range_cpu=tuple(for_cpu) if for_cpu else None,
         options=options,
         step=multiple if kind == "int" else None,
         log=leaf.get("x-scale") == "log",
@@ -413,13 +416,13 @@ def _base_value(by_path: Mapping[str, SearchField], base_spec: Mapping[str, Any]
 
 def _parameter(
     item: SearchField,
-    search: SearchChoice,
+    study: StudySpec,
     base_spec: Mapping[str, Any],
     condition: Conditions,
     problems: list[Problem],
 ) -> Parameter | None:
     default = get_path(base_spec, item.path, item.default)
-    choices = tuple(search.choices.get(item.path, item.options))
+    choices = tuple(study.search.choices.get(item.path, item.options))
     if choices or item.kind == "choice":
         wrong = [value for value in choices if not _is_valid(item, value)]
         if wrong or not choices:
@@ -428,7 +431,10 @@ def _parameter(
             return None
         return Parameter(item.path, "choice", default, choices=choices, unit=item.unit,
                          condition=condition)  # fmt: skip
-    low, high = search.ranges.get(item.path) or item.search_range or (item.minimum, item.maximum)
+    default_range = item.search_range or (item.minimum, item.maximum)
+    if study.profile == "cpu":
+        default_range = item.search_range_cpu or default_range
+    low, high = study.search.ranges.get(item.path) or default_range
     problem = _range_problem(item, low, high)
     if problem:
         remedy = f"Give one inside: search.ranges: {{{item.path}: [low, high]}}"

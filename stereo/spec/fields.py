@@ -43,6 +43,7 @@ class Facts:
         automl_enabled: True candidate of a study, None only when a study names it, False never.
         search_default: searched when the study names nothing.
         search_range: default ends of a search where narrower than low..high.
+        search_range_cpu: the same for a study on a machine without a GPU, where cost decides.
         active_if: the field acts only while the other fields have one of these values.
         shapes_weights: changes parameter shapes, hence kept fixed when weights are loaded.
         searched: of a section: False keeps every field below it out of the search.
@@ -60,6 +61,7 @@ class Facts:
     automl_enabled: bool | None = False
     search_default: bool = False
     search_range: tuple[float, float] | None = None
+    search_range_cpu: tuple[float, float] | None = None
     scale: Scale = Scale.LINEAR
     active_if: Mapping[str, Sequence[Any]] | None = None
     depends_on: str | None = None

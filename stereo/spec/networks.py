@@ -109,6 +109,7 @@ class FastFoundationStereoSpec:
         low=1,
         high=64,
         search_range=(4, 32),
+        search_range_cpu=(2, 8),
         automl_enabled=True,
     )
     valid_iters: int = spec_field(

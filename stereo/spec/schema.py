@@ -57,6 +57,12 @@ _JSON_TYPES = {
 }
 _TEXT = {"type": "string", "minLength": 1}
 _TEXTS = {"type": "array", "items": _TEXT}
+_ENDS: Mapping[str, Any] = {
+    "type": "array",
+    "items": {"type": "number"},
+    "minItems": 2,
+    "maxItems": 2,
+}
 KEYWORDS: Mapping[str, Mapping[str, Any]] = {
     "automl_enabled": {"type": "boolean"},
     "automl_default_parameters": _TEXTS,
@@ -70,12 +76,8 @@ KEYWORDS: Mapping[str, Mapping[str, Any]] = {
     "x-math-cond": _TEXT,
     "x-popular": {"type": ["boolean", "object"]},
     "x-scale": {"enum": [scale.value for scale in Scale]},
-    "x-search-range": {
-        "type": "array",
-        "items": {"type": "number"},
-        "minItems": 2,
-        "maxItems": 2,
-    },
+    "x-search-range": _ENDS,
+    "x-search-range-cpu": _ENDS,
     "x-shapes-weights": {"const": True},
     "x-source": {
         "type": "object",
@@ -226,6 +228,7 @@ def _field_schema(node: Node, required: bool, candidates: bool) -> dict[str, Any
         schema["x-scale"] = facts.scale.value
     optional = {
         "x-search-range": facts.search_range and list(facts.search_range),
+        "x-search-range-cpu": facts.search_range_cpu and list(facts.search_range_cpu),
         "x-active-if": facts.active_if and {k: list(v) for k, v in facts.active_if.items()},
         "x-depends-on": facts.depends_on,
         "x-math-cond": facts.math_cond,
@@ -477,6 +480,8 @@ def _table_row(node: Node) -> str:
     )
     if facts.search_range:
         search += f" {facts.search_range[0]:g}..{facts.search_range[1]:g}"
+    if facts.search_range_cpu:
+        search += f" (CPU {facts.search_range_cpu[0]:g}..{facts.search_range_cpu[1]:g})"
     if facts.automl_enabled and facts.scale is Scale.LOG:
         search += " log"
     if facts.active_if:
@@ -548,7 +553,13 @@ def _field_faults(node: Node) -> Iterator[str]:
             yield f"{node.path}: default {item} is none of {', '.join(map(str, node.choices))}"
     if not (facts.automl_enabled and _is_number(node)):
         return
-    ends = facts.search_range or (low, high)
+    yield from _range_faults(node, facts.search_range or (low, high))
+    if facts.search_range_cpu:
+        yield from _range_faults(node, facts.search_range_cpu)
+
+
+def _range_faults(node: Node, ends: tuple[float | None, float | None]) -> Iterator[str]:
+    low, high = node.facts.low, node.facts.high
     if any(end is None or math.isinf(end) for end in ends):
         yield f"{node.path}: enabled without both ends of a search range"
         return
@@ -557,7 +568,7 @@ def _field_faults(node: Node) -> Iterator[str]:
         yield f"{node.path}: empty search range {first}..{last}"
     if first < (first if low is None else low) or last > (last if high is None else high):
         yield f"{node.path}: search range {first}..{last} outside {low}..{high}"
-    if facts.scale is Scale.LOG and first <= 0:
+    if node.facts.scale is Scale.LOG and first <= 0:
         yield f"{node.path}: a log scale needs a low end above 0"
 
 
