@@ -147,7 +147,10 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def log_file(directory: Path, action: str) -> Iterator[Path]:
-    """Copy the package's log messages to `<directory>/<action>.log` while the action runs."""
+    """Copy the package's log messages to `<directory>/<action>.log` while the action runs.
+
+    Warnings also go to stderr: a logger with a handler of its own would keep them to its file.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{action}.log"
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
@@ -155,11 +158,16 @@ def log_file(directory: Path, action: str) -> Iterator[Path]:
     logger = logging.getLogger("stereo")
     level = logger.level
     logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))
-    logger.addHandler(handler)
+    console = logging.StreamHandler()
+    console.setLevel(logging.WARNING)
+    handlers = [handler] if logger.hasHandlers() else [handler, console]
+    for added in handlers:
+        logger.addHandler(added)
     try:
         yield path
     finally:
-        logger.removeHandler(handler)
+        for added in handlers:
+            logger.removeHandler(added)
         logger.setLevel(level)
         handler.close()
 

@@ -32,6 +32,8 @@ class GraphEngine:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
         options.use_deterministic_compute = True
+        # Waiting threads sleep: spinning ones would take the cores of trials that run beside us.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         providers = [name for name in PROVIDERS if name in ort.get_available_providers()]
         try:

@@ -85,10 +85,14 @@ def export_graph(
         raise OutputExistsError(
             f"{onnx_file}: exists. Name another export.onnx_file or set export.overwrite=true"
         )
-    # A copy on the CPU: tracing switches modules to eval mode and the caller's network stays as is.
-    module = _LastDisparity(copy.deepcopy(network).cpu(), section.valid_iters).eval()
+    on_gpu = torch.cuda.is_available() and not section.on_cpu
+    device = torch.device("cuda" if on_gpu else "cpu")
+    # A copy, because the caller's network keeps its device and its mode.
+    module = _LastDisparity(copy.deepcopy(network), section.valid_iters).to(device).eval()
     batch = section.batch_size if section.batch_size > 0 else PROBE_BATCH
-    left, right = _probe(batch, section.input_height, section.input_width)
+    left, right = (
+        image.to(device) for image in _probe(batch, section.input_height, section.input_width)
+    )
     onnx_file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=onnx_file.parent, prefix=".export-") as scratch:
         temporary = Path(scratch) / onnx_file.name
@@ -173,9 +177,9 @@ def _check(
     module: nn.Module, content: bytes, left: Tensor, right: Tensor, file: Path
 ) -> Difference:
     with torch.no_grad():
-        expected = module(left, right).numpy()
+        expected = module(left, right).cpu().numpy()
     engine = GraphEngine(content)
-    found = engine({base.LEFT: left.numpy(), base.RIGHT: right.numpy()})[base.DISPARITY]
+    found = engine({base.LEFT: left.cpu().numpy(), base.RIGHT: right.cpu().numpy()})[base.DISPARITY]
     difference = compare(expected, found.astype(np.float32))
     if not difference.within_limit():
         raise EngineError(

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -119,3 +121,20 @@ def test_messages_of_the_package_go_to_the_action_log(tmp_path: Path) -> None:
     assert "stereo.train: epoch 1" in text
     assert "not ours" not in text
     assert "too late" not in text
+
+
+def test_a_warning_of_a_running_action_is_in_its_log_and_on_stderr(tmp_path: Path) -> None:
+    program = (
+        "import logging, pathlib, sys\n"
+        "from stereo.status import log_file\n"
+        "with log_file(pathlib.Path(sys.argv[1]), 'evaluate'):\n"
+        "    logging.getLogger('stereo.engines').warning('exchanged')\n"
+        "    logging.getLogger('stereo.engines').info('only for the log')\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert found.stderr == "exchanged\n"
+    log = (tmp_path / "evaluate.log").read_text()
+    assert "exchanged" in log
+    assert "only for the log" in log

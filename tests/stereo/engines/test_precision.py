@@ -84,7 +84,9 @@ def test_fp16_is_close_and_repeatable(mixed: bytes) -> None:
 )
 def test_a_constant_that_float16_cannot_hold_keeps_its_node(value: float, kept: int) -> None:
     nodes = [
-        helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(np.float32(value))),
+        helper.make_node(
+            "Constant", [], ["k"], value=numpy_helper.from_array(np.array(value, np.float32))
+        ),
         helper.make_node("Add", ["x", "k"], ["a"], name="add"),
         helper.make_node("Relu", ["a"], ["y"], name="last"),
     ]
