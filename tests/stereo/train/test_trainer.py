@@ -6,8 +6,11 @@ import csv
 import json
 import math
 import os
+import resource
 import signal
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -347,6 +350,43 @@ def test_terminal_lines_have_no_carriage_return(make_spec, run, tmp_path, capfd)
     assert "\r" not in error
     run(make_spec(num_epochs=1), tmp_path / "study", lambda *_: False)
     assert capfd.readouterr().err == ""
+
+
+def test_a_disk_without_room_ends_the_run_and_keeps_the_last_checkpoint(
+    make_spec, run, tmp_path
+) -> None:
+    run(make_spec(num_epochs=1), tmp_path)
+    before = checkpoints(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # acts like a full disk
+        with pytest.raises(OSError, match="File too large"):
+            run(make_spec(num_epochs=2), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert checkpoints(tmp_path) == before
+    assert (tmp_path / LATEST).resolve().name == before[-1]
+    assert not list(tmp_path.glob("*.tmp"))
+    run(make_spec(num_epochs=2), tmp_path)
+    assert len(checkpoints(tmp_path)) == 2
+
+
+def test_on_a_terminal_a_bar_shows_the_time_left(make_spec, run, tmp_path, monkeypatch) -> None:
+    master, slave = os.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with os.fdopen(slave, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        run(make_spec(num_epochs=2), tmp_path)
+    shown = b""
+    with suppress(OSError):  # the other end is closed
+        while part := os.read(master, 65536):
+            shown += part
+    os.close(master)
+    text = shown.decode()
+    assert "6/6 batches, loss" in text
+    assert "time left" in text
+    assert "epoch 2/2: train loss" in text
 
 
 def test_running_out_of_memory_is_an_outcome(make_spec, run, tmp_path) -> None:
