@@ -88,7 +88,8 @@ class Rungs:
 
 def default_rungs(full_epochs: int) -> tuple[int, ...]:
     """Return R/9 (at least 2 epochs) and R/3, as far as they are below R."""
-    return tuple(sorted({max(2, full_epochs // 9), full_epochs // 3} - {0, 1, full_epochs}))
+    rungs = {max(2, full_epochs // 9), full_epochs // 3}
+    return tuple(sorted(rung for rung in rungs if 1 < rung < full_epochs))
 
 
 def losses_at(

@@ -1,0 +1,85 @@
+"""Rungs: who goes on depends only on the values seen at the same rung."""
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from automl.algorithms.rungs import Decision, Rungs, default_rungs, losses_at
+from automl.store import EpochRecord, TrialRecord
+
+losses = st.floats(0.01, 100)
+
+
+def test_the_default_rungs_are_a_ninth_and_a_third():
+    assert default_rungs(27) == (3, 9)
+    assert default_rungs(12) == (2, 4)
+    assert default_rungs(9) == (2, 3)
+    assert default_rungs(3) == (2,)
+    assert default_rungs(2) == default_rungs(1) == ()
+
+
+def test_a_trial_survives_within_the_best_third():
+    rungs = Rungs(12, (2, 6), factor=3)
+    seen = [5.0, 1.0, 2.0, 3.0, 4.0]
+    assert rungs.decide(5, 2, 1.5, {2: seen}) == Decision("continue", 2)
+    assert rungs.decide(5, 2, 2.5, {2: seen}) == Decision("stop", 2)
+    assert rungs.decide(5, 2, 2.5, {6: seen}) == Decision("continue", 2)  # first at rung 2
+    assert rungs.decide(5, 2, 2.0, {2: [2.0]}) == Decision("stop", 2)  # of equals the earlier
+    assert rungs.decide(5, 3, 9.0, {2: seen}) == Decision("continue", None)
+    assert rungs.decide(5, 12, 9.0, {2: seen}) == Decision("complete", 12)
+
+
+def test_at_least_the_named_number_survives():
+    rungs = Rungs(12, (2, 6), min_survivors=3)
+    assert rungs.decide(2, 2, 9.0, {2: [1.0, 2.0]}).action == "continue"
+    assert rungs.decide(3, 2, 9.0, {2: [1.0, 2.0, 3.0]}).action == "stop"
+
+
+@given(seen=st.lists(losses, max_size=8), loss=losses | st.just(math.nan))
+def test_the_baseline_is_never_stopped(seen, loss):
+    for epoch in range(1, 12):
+        assert Rungs(12, (2, 6)).decide(0, epoch, loss, {2: seen, 6: seen}).action == "continue"
+
+
+def test_a_value_that_is_no_number_does_not_survive():
+    assert Rungs(12, (2,), min_survivors=9).decide(1, 2, math.nan, {}).action == "stop"
+
+
+@given(
+    values=st.dictionaries(st.integers(1, 6), st.tuples(losses, losses), min_size=2),
+    loss=losses,
+    data=st.data(),
+)
+def test_a_decision_does_not_depend_on_how_other_rungs_were_reached(values, loss, data):
+    """Any subset of the others may have reached the higher rung, in any order."""
+    rungs = Rungs(12, (2, 6))
+
+    def decide(reached: set[int], order: list[int]) -> Decision:
+        trials = [
+            TrialRecord(
+                id=number,
+                params={},
+                seed=0,
+                started=0.0,
+                epochs=[
+                    EpochRecord(epoch, {"m": value}, 1.0, None, "continue", epoch)
+                    for epoch, value in zip((2, 6), values[number], strict=True)
+                    if epoch == 2 or number in reached
+                ],
+            )
+            for number in order
+        ]
+        return rungs.decide(9, 2, loss, losses_at(trials, rungs.rungs, "m", 1, 9))
+
+    numbers = sorted(values)
+    reached = data.draw(st.sets(st.sampled_from(numbers)))
+    order = data.draw(st.permutations(numbers))
+    assert decide(reached, order) == decide(set(), numbers)
+
+
+@given(trials=st.integers(1, 60), factor=st.integers(2, 4), least=st.integers(1, 4))
+def test_expected_epochs_lie_between_the_first_rung_and_full_runs(trials, factor, least):
+    expected = Rungs(12, (2, 6), factor, least).expected_epochs(trials)
+    assert 2 * trials <= expected <= 12 * trials
+    assert Rungs(12).expected_epochs(trials) == 12 * trials
