@@ -60,7 +60,7 @@ class EventLog:
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
-            raise _write_error(path, error) from error
+            raise write_error(path, error) from error
         try:
             self.events = self._repair()
         except BaseException:
@@ -83,7 +83,7 @@ class EventLog:
             os.fsync(self._file)
         except OSError as error:
             os.ftruncate(self._file, size)
-            raise _write_error(self.path, error) from error
+            raise write_error(self.path, error) from error
         self.events.append(cast("Event", _parse(line)))
         return self.events[-1]
 
@@ -104,7 +104,7 @@ class EventLog:
                 os.write(self._file, b"\n")
             os.fsync(self._file)
         except OSError as error:
-            raise _write_error(self.path, error) from error
+            raise write_error(self.path, error) from error
         return events
 
     def _keep_aside(self, torn: bytes) -> None:
@@ -212,10 +212,11 @@ def _check_format(path: Path, events: list[Event]) -> None:
         )
 
 
-def _write_error(path: Path, error: OSError) -> StoreError:
+def write_error(path: Path, error: OSError) -> StoreError:
+    """Return the error that says why a file of a study could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreError(
-            f"{path}: the disk is full; the last event was not recorded, everything before it is."
-            " Free some space and run the same command again to resume"
+            f"{path}: the disk is full; what was about to be written here is missing, everything"
+            " before it is kept. Free some space and run the same command again to resume"
         )
     return StoreError(f"{path}: cannot be written: {error.strerror or error}")

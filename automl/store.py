@@ -1,77 +1,57 @@
 """One study on disk: `results/studies/<name>/` with its lock, its event log and its trials.
 
-`events.jsonl` is the truth; a `Study` is the fold of its events. `study.lock.yaml` holds
-everything that must not change between sessions; a difference on resume is an error that names
-the key (a larger budget is allowed and recorded). `owner.json` names the driver that has the
-study open and carries its lock: the lock belongs to the process, so a dead owner never blocks.
+`events.jsonl` is the truth (`automl.events`); a `Study` is the fold of its events. What must not
+change between sessions, and who has the study open, is in `automl.lock`.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
 import math
 import os
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
-
-import psutil
-import yaml
+from typing import TYPE_CHECKING, Any, Literal
 
 from automl.contract import Objective
-from automl.errors import StoreError, StudyLockedError
-from automl.events import FORMAT_VERSION, Event, EventLog, read
-from automl.space import SearchSpace
-from automl.study_spec import BudgetChoice, StudySpec, parse_yaml, study_from_dict
+from automl.errors import StoreError
+from automl.events import FORMAT_VERSION, Event, EventLog, read, write_error
+from automl.lock import (
+    LOCK_FILE,
+    ResolvedStudy,
+    check_lock,
+    code_version,
+    owner_of,
+    read_lock,
+    release,
+    take_ownership,
+)
+from automl.study_spec import BudgetChoice
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
+__all__ = [
+    "ENDED",
+    "EVENTS_FILE",
+    "LOCK_FILE",
+    "EpochRecord",
+    "ResolvedStudy",
+    "Study",
+    "TrialRecord",
+    "code_version",
+    "open_study",
+    "owner_of",
+    "read_lock",
+    "read_study",
+]
+
 EVENTS_FILE = "events.jsonl"
-LOCK_FILE = "study.lock.yaml"
-OWNER_FILE = "owner.json"
 
 ENDED = ("complete", "stopped", "diverged", "out_of_memory", "invalid_spec", "failed")
-
-
-@dataclass(frozen=True)
-class ResolvedStudy:
-    """Everything about a study that is fixed when it is created.
-
-    Attributes:
-        study: the study file after profile and options.
-        base_spec: the complete spec of trial 0.
-        space: what is searched.
-        objective: the metric that decides, as the trainer declares it.
-        full_epochs: R, finished epochs of a complete trial.
-        code_version: of this program.
-    """
-
-    study: StudySpec
-    base_spec: Mapping[str, Any]
-    space: SearchSpace
-    objective: Objective
-    full_epochs: int
-    code_version: str = field(default_factory=lambda: code_version())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the content of `study.lock.yaml`."""
-        return {
-            "format_version": FORMAT_VERSION,
-            "code_version": self.code_version,
-            "seed": self.study.seed,
-            "objective": asdict(self.objective),
-            "full_epochs": self.full_epochs,
-            "study": self.study.to_dict(),
-            "space": self.space.to_dict(),
-            "base_spec": _plain(self.base_spec),
-        }
 
 
 @dataclass(frozen=True)
@@ -173,8 +153,7 @@ class Study:
             self._log.close()
             self._log = None
         if self._owner is not None:
-            os.ftruncate(self._owner, 0)
-            _release(self._owner)
+            release(self._owner)
             self._owner = None
 
     # --- reading ---
@@ -342,15 +321,14 @@ def open_study(resolved: ResolvedStudy, directory: Path) -> Study:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        owner = _take_ownership(directory)
+        owner = take_ownership(directory)
     except OSError as error:
-        raise StoreError(f"{directory}: cannot be written: {error.strerror or error}") from error
+        raise write_error(directory, error) from error
     try:
-        old_budget = _check_lock(resolved, directory)
+        old_budget = check_lock(resolved, directory, directory / EVENTS_FILE)
         return _open_log(resolved, directory, owner, old_budget)
     except BaseException:
-        os.ftruncate(owner, 0)
-        _release(owner)
+        release(owner)
         raise
 
 
@@ -367,101 +345,6 @@ def read_study(directory: Path) -> Study:
             " `automl list` shows the studies there are"
         )
     return Study(directory, resolved, None, None)
-
-
-def read_lock(directory: Path) -> ResolvedStudy | None:
-    """Return what a study was created with, or None where there is none.
-
-    Raises:
-        StoreError: unreadable or newer.
-    """
-    tree = _lock_tree(directory)
-    if tree is None:
-        return None
-    try:
-        return ResolvedStudy(
-            study=study_from_dict(tree["study"], str(directory / LOCK_FILE)),
-            base_spec=tree["base_spec"],
-            space=SearchSpace.from_dict(tree["space"]),
-            objective=Objective(**tree["objective"]),
-            full_epochs=tree["full_epochs"],
-            code_version=tree["code_version"],
-        )
-    except (KeyError, TypeError) as error:
-        raise StoreError(f"{directory / LOCK_FILE}: is damaged: {error}") from error
-
-
-def owner_of(directory: Path) -> dict[str, Any] | None:
-    """Return pid, start time and host of the living driver of a study, else None.
-
-    A driver on another host cannot be looked at; it counts as living until it closes the study.
-    """
-    try:
-        owner = json.loads((directory / OWNER_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if owner["host"] == socket.gethostname():
-        try:
-            started = psutil.Process(owner["pid"]).create_time()
-        except psutil.NoSuchProcess:
-            return None
-        if abs(started - owner["started"]) > 1:
-            return None
-    return cast("dict[str, Any]", owner)
-
-
-def code_version() -> str:
-    """Return the version of the installed distribution."""
-    try:
-        return version("depthtune")
-    except PackageNotFoundError:
-        return "not installed"
-
-
-# --- ownership ----------------------------------------------------------------------------------
-
-_held: set[int] = set()
-
-
-def _forget_locks() -> None:
-    """Close the descriptors a fork inherited: only the driver itself may hold the lock."""
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_forget_locks)
-
-
-def _take_ownership(directory: Path) -> int:
-    descriptor = os.open(directory / OWNER_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        owner = owner_of(directory) or {"pid": "unknown", "host": "unknown"}
-        raise StudyLockedError(
-            f"{directory}: the study is open in process {owner['pid']} on {owner['host']}."
-            " Wait for it, stop it, or watch it with `automl status`"
-        ) from error
-    _held.add(descriptor)
-    me = psutil.Process()
-    facts = {"pid": me.pid, "started": me.create_time(), "host": socket.gethostname()}
-    try:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(facts).encode(), 0)
-    except OSError:
-        _release(descriptor)
-        raise
-    return descriptor
-
-
-def _release(descriptor: int) -> None:
-    _held.discard(descriptor)
-    os.close(descriptor)
-
-
-# --- lock file and log --------------------------------------------------------------------------
 
 
 def _open_log(
@@ -483,107 +366,6 @@ def _open_log(
         log.close()
         raise
     return study
-
-
-def _lock_tree(directory: Path) -> dict[str, Any] | None:
-    path = directory / LOCK_FILE
-    try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StoreError(f"{path}: cannot be read: {error}") from error
-    found = cast("dict[str, Any]", tree).get("format_version") if isinstance(tree, dict) else None
-    if not isinstance(found, int):
-        raise StoreError(f"{path}: is damaged: it has no format_version")
-    if found > FORMAT_VERSION:
-        raise StoreError(
-            f"{path}: format_version {found}, this program reads up to {FORMAT_VERSION}."
-            " Use the newer release of depthtune that wrote this study"
-        )
-    return cast("dict[str, Any]", tree)
-
-
-def _check_lock(resolved: ResolvedStudy, directory: Path) -> BudgetChoice | None:
-    """Write the lock of a new study, or compare; return the old budget when it was enlarged."""
-    locked = read_lock(directory)
-    if locked is None:
-        if (directory / EVENTS_FILE).exists():
-            raise StoreError(
-                f"{directory}: has {EVENTS_FILE} but no {LOCK_FILE}, so what the study was created"
-                " with is unknown. Restore the file, or use another --name"
-            )
-        _write_lock(resolved, directory)
-        return None
-    enlarged = _is_enlarged(locked.study.budget, resolved.study.budget)
-    comparable = resolved
-    if enlarged:
-        comparable = replace(resolved, study=replace(resolved.study, budget=locked.study.budget))
-    old, new = _flat(_yaml_form(locked)), _flat(_yaml_form(comparable))
-    missing = object()
-    changed = [key for key in old | new if old.get(key, missing) != new.get(key, missing)]
-    if changed:
-        lines = [
-            f"  {key}: {old.get(key, '(absent)')} -> {new.get(key, '(absent)')}" for key in changed
-        ]
-        raise StudyLockedError(
-            f"{directory / LOCK_FILE}: the study was created with other settings"
-            " (key: then -> now):\n" + "\n".join(lines) + "\nUse the old settings to resume, or"
-            " another --name for a new study. A budget may only be enlarged"
-        )
-    if not enlarged:
-        return None
-    _write_lock(resolved, directory)
-    return locked.study.budget
-
-
-def _is_enlarged(old: BudgetChoice, new: BudgetChoice) -> bool:
-    before, after = asdict(old), asdict(new)
-    if before == after or before["target"] != after["target"]:
-        return False
-    limits = {key: math.inf if limit is None else limit for key, limit in after.items()}
-    return all(
-        limits[key] >= (math.inf if limit is None else limit)
-        for key, limit in before.items()
-        if key != "target"
-    )
-
-
-def _write_lock(resolved: ResolvedStudy, directory: Path) -> None:
-    path = directory / LOCK_FILE
-    temporary = path.with_suffix(".tmp")
-    text = yaml.safe_dump(resolved.to_dict(), sort_keys=False, allow_unicode=True)
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StoreError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
-def _yaml_form(resolved: ResolvedStudy) -> dict[str, Any]:
-    return parse_yaml(yaml.safe_dump(resolved.to_dict(), sort_keys=False))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(cast("Mapping[str, Any]", value), f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in cast("Mapping[Any, Any]", value).items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in cast("list[Any]", value)]
-    return str(value) if isinstance(value, Path) else value
 
 
 def _epoch(event: Event) -> EpochRecord:

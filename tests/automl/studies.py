@@ -19,6 +19,8 @@ MODEL_DIR = Quadratic.schema_dir / "quadratic"
 
 def study_spec(**keys: Any) -> StudySpec:
     tree = {"name": "s", "model": "quadratic", "profile": "cpu", "budget": {"trials": 6}, **keys}
+    if isinstance(tree.get("algorithm"), str):
+        tree["algorithm"] = {"name": tree["algorithm"]}
     return study_from_dict(tree, "test")
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from automl.errors import StoreError
-from automl.events import EventLog, read
+from automl.events import EventLog, read, write_error
 
 CREATED = {"kind": "study_created", "format_version": 1, "name": "s", "model": "m"}
 
@@ -146,10 +146,8 @@ def test_a_full_disk_in_the_middle_of_an_event_leaves_the_log_as_it_was(tmp_path
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the Linux device /dev/full")
 def test_a_full_disk_says_so():
-    from automl.events import _write_error
-
     with pytest.raises(OSError, match="space") as caught:
         os.write(os.open("/dev/full", os.O_WRONLY), b"x")
-    message = str(_write_error(Path("events.jsonl"), caught.value))
+    message = str(write_error(Path("events.jsonl"), caught.value))
     assert "disk is full" in message
     assert "resume" in message

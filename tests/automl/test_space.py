@@ -154,7 +154,7 @@ def test_powers_and_neighbours_of_a_math_condition():
 def test_a_default_that_the_schema_forbids_is_a_schema_error():
     schema = copy.deepcopy(SCHEMA)
     schema["automl_default_parameters"].append("train.num_epochs")
-    with pytest.raises(SchemaError, match="train.num_epochs: searched by default although"):
+    with pytest.raises(SchemaError, match=r"train\.num_epochs: searched by default although"):
         read_fields(schema)
     schema["automl_default_parameters"] = ["train.gone"]
     with pytest.raises(SchemaError, match=r"names train\.gone.*make schemas"):
