@@ -7,6 +7,7 @@ returned, so that the last epoch the study has logged can always be resumed.
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import resource
@@ -292,8 +293,10 @@ def peak_memory_mb() -> float:
 
 
 def reset_peak_memory() -> None:
-    """Start a new measurement; a reused worker would else report an earlier trial's peak."""
+    """Start a new measurement, without what an earlier run of this process left behind."""
+    gc.collect()  # trainer and module refer to each other
     if torch.cuda.is_available():
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", "ascii")  # resets VmHWM (man 5 proc)

@@ -82,7 +82,7 @@ class Records:
                 rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= done]
             self._write_rows(rows, "w")
         if not self.quiet and sys.stderr.isatty():
-            self._open_bar(done * self.batches + module.progress.batch)
+            self._open_bar(module)
 
     def batch(self, module: DepthModule) -> None:
         """A batch is done."""
@@ -172,7 +172,7 @@ class Records:
             if math.isfinite(value):
                 self._writer.add_scalar(name, value, step)
 
-    def _open_bar(self, done: int) -> None:
+    def _open_bar(self, module: DepthModule) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -184,8 +184,14 @@ class Records:
             TimeRemainingColumn(elapsed_when_finished=True),
             console=Console(stderr=True),
         )
-        total = self.num_epochs * self.batches
-        self._bar.add_task("train", total=total, completed=done, epoch=1, loss="-")
+        progress = module.progress
+        self._bar.add_task(
+            "train",
+            total=self.num_epochs * self.batches,
+            completed=progress.epoch * self.batches + progress.batch,
+            epoch=progress.epoch + 1,
+            loss="-",
+        )
         self._bar.start()
 
     def _say(self, text: str) -> None:

@@ -198,7 +198,9 @@ def _run(
                 raise
             raise KeyboardInterrupt(signals[0]) from error
         except SystemExit as error:  # Lightning's answer to a KeyboardInterrupt
-            raise KeyboardInterrupt(signal.SIGINT) from error
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise error.__context__ from None
+            raise
         finally:
             if records is not None:
                 records.close()

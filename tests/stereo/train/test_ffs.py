@@ -87,7 +87,7 @@ def test_a_wild_learning_rate_ends_as_diverged(scenes: EmbeddedSet, tmp_path: Pa
 
 @pytest.mark.slow
 def test_four_pairs_can_be_learned_by_heart(scenes: EmbeddedSet, tmp_path: Path) -> None:
-    mapping = experiment(scenes, num_epochs=35, validation_interval=35)
+    mapping = experiment(scenes, num_epochs=60, validation_interval=60)
     mapping["train"] |= {"optim": {"lr": 4e-4, "lr_scheduler": "OneCycleLR"}}
     mapping["train"]["clip_grad_norm"] = 1.0
     names = ("spatial_aug_prob", "color_aug_prob", "eraser_aug_prob", "yjitter_prob")
