@@ -362,7 +362,7 @@ def _list(arguments: argparse.Namespace) -> int:
 def _dashboard(arguments: argparse.Namespace) -> int:
     from automl.dashboard import show
 
-    return show(_study_directory(arguments.study))
+    return show(_study_directory(arguments.study), _say)
 
 
 def _facts(directory: Path) -> dict[str, Any]:

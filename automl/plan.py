@@ -354,7 +354,7 @@ def forecast_of(
     """Return the expected cost and where the time of an epoch comes from."""
     resolved = prepared.resolved
     study = resolved.study
-    measured, source = _seconds_per_epoch(prepared)
+    measured, source = seconds_per_epoch(prepared)
     own = existing is not None and any(trial.epochs for trial in existing.trials)
     if own:
         source = "this study's finished epochs"
@@ -367,8 +367,8 @@ def forecast_of(
     return forecast, source
 
 
-def _seconds_per_epoch(prepared: Prepared) -> tuple[float | None, str]:
-    """Mean of earlier like studies on this machine, else the packaged measurement."""
+def seconds_per_epoch(prepared: Prepared) -> tuple[float | None, str]:
+    """Return the mean of earlier like studies here, else the packaged one, and its source."""
     study = prepared.resolved.study
     times: list[float] = []
     names: list[str] = []

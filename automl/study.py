@@ -10,12 +10,14 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from automl.algorithms.table import make_algorithm
-from automl.contract import Status, Trainable
-from automl.errors import AutoMLError, PromotionError, StoreError
-from automl.plan import RESULTS, Prepared, duration, forecast_of, prepare, table
+from automl.contract import Status, Trainable, find_trainable
+from automl.errors import AutoMLError, PromotionError, StoreError, StudyLockedError
+from automl.plan import RESULTS, Prepared, duration, forecast_of, prepare, seconds_per_epoch, table
 from automl.policy import (
     Decision,
     append_status,
@@ -23,10 +25,11 @@ from automl.policy import (
     read_model_facts,
     record_provenance,
 )
-from automl.promote.chain import Bundle, promote
-from automl.promote.isolated import run_action
+from automl.promote.chain import Bundle, promote, record_check
+from automl.promote.isolated import Outcome, run_action
 from automl.resources import per_trial
 from automl.store import ResolvedStudy, Study, open_study, owner_of, read_lock
+from automl.study_spec import load_study
 from automl.trial import TRIAL_VARIABLE
 
 LOG_BYTES = 16 * 2**20  # room for logs, reports and TensorBoard events of a study
@@ -80,6 +83,7 @@ def run_study(
             f"{TRIAL_VARIABLE} is set: this process is a trial, and a study never starts a study. "
             "Unset it to start one yourself"
         )
+    decision = decision or _explicit_wish(target, trainable)
     prepared = prepare(
         target,
         overrides,
@@ -90,10 +94,10 @@ def run_study(
         trainable=trainable,
         embedded=write_embedded_data,
     )
-    decision = decision or _explicit_wish(prepared)
-    _check(prepared, say)
-    study = open_study(prepared.resolved, prepared.directory)
+    checked = _check(prepared, say)
+    study = open_study(prepared.resolved, prepared.directory.resolve())
     try:
+        record_check(study, checked)
         append_status(study.directory, decision)
         record_provenance(study.directory, decision)
         _run_trials(study, prepared, address, progress, say)
@@ -217,11 +221,10 @@ def _parity_table(bundle: Bundle) -> str:
 # --- before the first trial ---------------------------------------------------------------------
 
 
-def _explicit_wish(prepared: Prepared) -> Decision:
-    from automl.contract import find_trainable
-
-    schema_dir = find_trainable(prepared.trainable).schema_dir
-    return decide(read_model_facts(schema_dir, prepared.resolved.study.model), explicit="on")
+def _explicit_wish(target: str | Path, trainable: str) -> Decision:
+    """`automl study` is the wish `on`."""
+    schema_dir = find_trainable(trainable).schema_dir
+    return decide(read_model_facts(schema_dir, load_study(target).model), explicit="on")
 
 
 def write_embedded_data(trainer: Trainable) -> Mapping[str, str]:
@@ -229,11 +232,10 @@ def write_embedded_data(trainer: Trainable) -> Mapping[str, str]:
     return trainer.embedded_data((RESULTS / "data").resolve())
 
 
-def _check(prepared: Prepared, say: Say) -> None:
+def _check(prepared: Prepared, say: Say) -> Outcome:
     """Refuse what would fail later: no room, another driver, a wrong spec, unreadable data."""
     refuse_without_space(prepared)
-    if owner_of(prepared.directory) is not None:
-        return  # opening it says who owns it
+    refuse_second_driver(prepared.directory)
     say(f"{prepared.directory}: checking the spec and all training and validation data ...")
     spec = prepared.resolved.base_spec
     outcome = run_action(prepared.trainable, "check", spec, prepared.directory / "check")
@@ -241,6 +243,21 @@ def _check(prepared: Prepared, say: Say) -> None:
         raise RefusedError(f"{outcome.detail}\nNothing was run. Repair this and start again")
     pairs = {split: outcome.metrics.get(f"pairs_{split}", 0) for split in ("train", "val")}
     say(f"data: {pairs['train']:.0f} pairs for training, {pairs['val']:.0f} for validation")
+    return outcome
+
+
+def refuse_second_driver(directory: Path) -> None:
+    """Say early that a study is open elsewhere; `open_study` takes the lock itself.
+
+    Raises:
+        StudyLockedError: a living process owns the study.
+    """
+    owner = owner_of(directory)
+    if owner is not None:
+        raise StudyLockedError(
+            f"{directory}: the study is open in process {owner['pid']} on {owner['host']}. "
+            "Wait for it, stop it, or watch it with `automl status`"
+        )
 
 
 def refuse_without_space(prepared: Prepared) -> None:
@@ -283,18 +300,28 @@ def _run_trials(
     time = f"about {duration(forecast.seconds)}" if forecast.seconds else "unknown"
     say(f"study {study.name}: forecast {time} ({source})")
     algorithm = make_algorithm(settings, study.resolved.space, study)
-    live = None
-    if settings.runner == "local":
-        from automl.runners import local
+    with _shown(study, prepared, progress) as live:
+        if settings.runner == "local":
+            from automl.runners import local
 
-        local.run(study, algorithm, prepared.trainable, live=live)
-    else:
-        from automl.runners import ray_tune
+            local.run(study, algorithm, prepared.trainable, live=live)
+        else:
+            from automl.runners import ray_tune
 
-        ray_tune.run(
-            study,
-            algorithm,
-            prepared.trainable,
-            live=live,
-            address=address or settings.address,
-        )
+            ray_tune.run(
+                study,
+                algorithm,
+                prepared.trainable,
+                live=live,
+                address=address or settings.address,
+            )
+
+
+def _shown(
+    study: Study, prepared: Prepared, progress: bool
+) -> AbstractContextManager[Callable[[Mapping[str, Any]], None] | None]:
+    if not progress:
+        return nullcontext()
+    from automl.live import show
+
+    return show(study, seconds_per_epoch=seconds_per_epoch(prepared)[0])

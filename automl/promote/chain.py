@@ -26,7 +26,7 @@ import yaml
 
 from automl.contract import Status, Trainable, find_trainable
 from automl.errors import AutoMLError, NoResultError, PromotionError
-from automl.promote.isolated import Outcome, run_action
+from automl.promote.isolated import ActionProcess, Outcome
 from automl.store import Study, TrialRecord, code_version
 from automl.study_spec import get_path, merge, set_path
 
@@ -87,6 +87,7 @@ class Step:
         needs: roles of the files it reads.
         gives: role of a file it leaves -> role of the same file in `Materials.files`.
         sets: values it puts into the spec, by dotted path.
+        copies: path of the spec -> path whose value it takes, where the spec has one.
         applies: whether it is part of this promotion.
     """
 
@@ -96,6 +97,7 @@ class Step:
     needs: tuple[str, ...] = ()
     gives: Mapping[str, str] = field(default_factory=dict[str, str])
     sets: Callable[[Materials], dict[str, Any]] = lambda _: {}
+    copies: Mapping[str, str] = field(default_factory=dict[str, str])
     applies: Callable[[Materials], bool] = lambda _: True
 
 
@@ -143,6 +145,7 @@ STEPS = (
         needs=("checkpoint",),
         gives={"graph": "graph", "sidecar": "graph_sidecar"},
         sets=_export_values,
+        copies={"export.valid_iters": "model.valid_iters"},  # the graph does what was scored
     ),
     Step(
         "graph_evaluate",
@@ -241,7 +244,50 @@ def promote(
             f"{study.directory}: no trial is complete, so there is nothing to promote. "
             "See `automl status` for how the trials ended"
         )
-    return _Promotion(study, best, name, say).run(_selected(from_, to, only))
+    with ActionProcess(name) as process:
+        return _Promotion(study, best, process, name, say).run(_selected(from_, to, only))
+
+
+def record_check(study: Study, outcome: Outcome) -> None:
+    """Record a successful `check` of the base spec, so that a promotion need not repeat it."""
+    inputs_hash = _check_hash(study)
+    before = study.promotion.get("check")
+    if before is None or before["status"] != "ok" or before["inputs_hash"] != inputs_hash:
+        study.append(
+            {
+                "kind": "promotion_step",
+                "step": "check",
+                "trial": None,
+                "status": "ok",
+                "inputs_hash": inputs_hash,
+                "artifacts": {},
+                "metrics": outcome.metrics,
+                "detail": outcome.detail,
+            }
+        )
+
+
+def _check_hash(study: Study) -> str:
+    """Hash of what `check` depends on: the base spec and every annotation file it names."""
+    spec = study.resolved.base_spec
+    files = sorted({path for path in _data_files(spec) if path.is_file()})
+    return _hash({"spec": spec, "files": [_digest(path) for path in files]})
+
+
+def _data_files(tree: Any) -> Iterator[Path]:
+    if isinstance(tree, Mapping):
+        for key, value in cast("Mapping[str, Any]", tree).items():
+            if key == "data_file":
+                yield Path(str(value))
+            yield from _data_files(value)
+    elif isinstance(tree, list | tuple):
+        for item in cast("Sequence[Any]", tree):
+            yield from _data_files(item)
+
+
+def _hash(depends_on: Mapping[str, Any]) -> str:
+    text = json.dumps({**depends_on, "version": code_version()}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _name_of(trainable: Trainable) -> str:
@@ -272,11 +318,16 @@ class _Promotion:
     """One pass over the chain."""
 
     def __init__(
-        self, study: Study, best: TrialRecord, trainable: str, say: Callable[[str], None]
+        self,
+        study: Study,
+        best: TrialRecord,
+        process: ActionProcess,
+        trainable: str,
+        say: Callable[[str], None],
     ) -> None:
         self.study = study
         self.best = best
-        self.trainable = trainable
+        self.process = process
         self.say = say
         self.materials = Materials()
         self.backends: dict[str, str] = {}
@@ -325,7 +376,7 @@ class _Promotion:
             for path, digest in self.hashes.items()
             if not path.is_relative_to(directory.resolve())
         }
-        outcome = run_action(self.trainable, step.action, spec, directory)
+        outcome = self.process.run(step.action, spec, directory)
         problem = _problem_of(step, outcome)
         self.study.append(
             {
@@ -371,11 +422,16 @@ class _Promotion:
     def _spec(self, step: Step) -> dict[str, Any]:
         """The best trial's spec, scored on the validation data, with the step's own values."""
         resolved = self.study.resolved
+        if step.name == "check":
+            return merge(resolved.base_spec, {})
         params = self.best.params
         if step.name == "pictures_baseline":
             params = cast("TrialRecord", self.study.baseline()).params
         spec = resolved.space.apply(resolved.base_spec, params)
         self._score_validation_data(spec)
+        for path, source in step.copies.items():
+            if (value := get_path(spec, source)) is not None:
+                set_path(spec, path, value)
         for path, value in step.sets(self.materials).items():
             set_path(spec, path, value)
         return spec
@@ -390,17 +446,13 @@ class _Promotion:
         set_path(spec, keys["test"], get_path(spec, keys["val"]))
 
     def _inputs_hash(self, step: Step, spec: Mapping[str, Any]) -> str:
+        if step.name == "check":
+            return _check_hash(self.study)
         sources: list[dict[str, str]] = get_path(spec, self.model["data_keys"]["val"])
         files = [self.materials.files[role] for role in step.needs]
         files += [Path(source["data_file"]) for source in sources]
-        depends_on = {
-            "action": step.action,
-            "spec": spec,
-            "files": [self._sha256(file) for file in files if file.is_file()],
-            "version": code_version(),
-        }
-        text = json.dumps(depends_on, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()
+        hashes = [self._sha256(file) for file in files if file.is_file()]
+        return _hash({"action": step.action, "spec": spec, "files": hashes})
 
     def _directory(self, step: Step) -> Path:
         if step.name in PICTURE_DIRECTORIES:

@@ -1,7 +1,8 @@
-"""One action of a trainer in a process of its own.
+"""Actions of a trainer in a process of their own.
 
 The driver of a study stays light (it never loads a network library), a crash inside an action
-is an outcome instead of the end of the driver, and memory is given back when the action ends.
+is an outcome instead of the end of the driver, and the memory is given back at the end. One
+process serves several actions, because a trainer's libraries take seconds to load.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from automl.contract import Status, find_trainable
@@ -29,48 +32,85 @@ class Outcome:
     detail: str
 
 
+class ActionProcess:
+    """A process that runs one action after another; started with the first, a context manager."""
+
+    def __init__(self, trainable: str) -> None:
+        """Nothing is started yet; `trainable` is a name for `find_trainable`."""
+        self._trainable = trainable
+        self._process: BaseProcess | None = None
+        self._pipe: Connection | None = None
+
+    def __enter__(self) -> ActionProcess:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._process is not None and error is not None:
+            self._process.kill()  # interrupted in the middle of an action
+        self._leave()
+
+    def run(self, action: str, spec: Mapping[str, Any], results_dir: Path) -> Outcome:
+        """Run an action and wait for it.
+
+        Args:
+            action: verb, `check` or `pictures`.
+            spec: complete spec of the action.
+            results_dir: directory of this action.
+
+        Returns:
+            The trainer's own outcome, or `failed` when the process ended without one.
+        """
+        pipe = self._pipe or self._start()
+        try:
+            pipe.send((action, dict(spec), results_dir))
+            return pipe.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            exit_code = self._leave()
+            return Outcome(Status.FAILED, {}, {}, _how_it_ended(action, exit_code))
+
+    def _start(self) -> Connection:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, self._trainable))
+        self._process.start()
+        theirs.close()
+        return self._pipe
+
+    def _leave(self) -> int | None:
+        """Let the process end; returns its exit code."""
+        if self._process is None or self._pipe is None:
+            return None
+        self._pipe.close()
+        self._process.join()
+        exit_code = self._process.exitcode
+        self._process = self._pipe = None
+        return exit_code
+
+
 def run_action(trainable: str, action: str, spec: Mapping[str, Any], results_dir: Path) -> Outcome:
-    """Run `action` in a fresh process and wait for it.
-
-    Args:
-        trainable: name for `find_trainable`.
-        action: verb, `check` or `pictures`.
-        spec: complete spec of the action.
-        results_dir: directory of this action.
-
-    Returns:
-        The trainer's own outcome, or `failed` when the process ended without one.
-    """
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(
-        target=_child, args=(sender, trainable, action, dict(spec), results_dir)
-    )
-    process.start()
-    sender.close()
-    try:
-        return receiver.recv()
-    except EOFError:
-        process.join()
-        return Outcome(Status.FAILED, {}, {}, _how_it_ended(action, process.exitcode))
-    except BaseException:
-        process.kill()
-        raise
-    finally:
-        receiver.close()
-        process.join()
+    """Run a single action in a process of its own; see `ActionProcess.run`."""
+    with ActionProcess(trainable) as process:
+        return process.run(action, spec, results_dir)
 
 
-def _child(
-    sender: Connection, trainable: str, action: str, spec: dict[str, Any], results_dir: Path
-) -> None:
+def _serve(pipe: Connection, name: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what an interrupt means
     threading.Thread(target=_end_with_the_driver, daemon=True).start()
-    result = find_trainable(trainable).run(action, spec, results_dir, None)
-    sender.send(
-        Outcome(str(result.status), dict(result.metrics), dict(result.artifacts), result.detail)
-    )
-    sender.close()
+    trainable = find_trainable(name)
+    while True:
+        try:
+            action, spec, results_dir = pipe.recv()
+        except EOFError:
+            return
+        result = trainable.run(action, spec, results_dir, None)
+        pipe.send(
+            Outcome(str(result.status), dict(result.metrics), dict(result.artifacts), result.detail)
+        )
 
 
 def _end_with_the_driver() -> None:
