@@ -7,12 +7,11 @@ is float32. The same weights and spec give the same bytes.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -129,8 +128,7 @@ def _trace(
     module: nn.Module, left: Tensor, right: Tensor, file: Path, spec: ExperimentSpec
 ) -> None:
     dynamic = {name: {0: DYNAMIC_BATCH} for name in (base.LEFT, base.RIGHT, base.DISPARITY)}
-    opset = spec.export.opset_version
-    with warnings.catch_warnings(), torch.no_grad(), _memory_format_ignored(opset):
+    with warnings.catch_warnings(), torch.no_grad():
         # The exporter announces its successor, and warns at each shape that is fixed on purpose.
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -139,26 +137,11 @@ def _trace(
             str(file),
             input_names=[base.LEFT, base.RIGHT],
             output_names=[base.DISPARITY],
-            opset_version=opset,
+            opset_version=spec.export.opset_version,
             dynamic_axes=dynamic if spec.export.batch_size == -1 else None,
             do_constant_folding=True,
             verbose=spec.export.verbose,
             dynamo=False,
-        )
-
-
-@contextlib.contextmanager
-def _memory_format_ignored(opset: int) -> Iterator[None]:
-    """Let `contiguous(memory_format=...)` vanish: a layout in memory means nothing in a graph."""
-    name = "aten::contiguous"
-    torch.onnx.register_custom_op_symbolic(  # pyright: ignore[reportPrivateImportUsage]
-        name, lambda _graph, tensor, _format: tensor, opset
-    )
-    try:
-        yield
-    finally:
-        torch.onnx.unregister_custom_op_symbolic(  # pyright: ignore[reportPrivateImportUsage]
-            name, opset
         )
 
 

@@ -33,7 +33,7 @@ class TinyStereo(nn.Module):
     def forward(
         self, left: Tensor, right: Tensor, *, iters: int, last_only: bool = False
     ) -> Output:
-        both = torch.cat((left, right)).contiguous(memory_format=torch.channels_last)
+        both = torch.cat((left, right))
         left_features, right_features = F.normalize(self.features(both), dim=1).chunk(2)
         match = torch.arange(WIDTH // 4)[None] - torch.arange(CANDIDATES)[:, None]  # (D, w)
         shifted = right_features[..., match.clamp(min=0)]  # (B, C, h, D, w)
