@@ -1,0 +1,114 @@
+"""Pictures of validation pairs, from files that the trainer wrote, as parts of the page.
+
+`<study>/pictures/{baseline,best}/pictures.json` lists the pairs in one order. The page stays small:
+a picture larger than the page shows it is reduced, and all have a limit in bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from automl.report.markup import Html, join, number, score, tag
+from automl.store import Study
+
+PAIRS = 4
+MAX_SIDE = 480  # px
+MAX_BYTES = 60_000  # of one picture: 4 pairs of 6 pictures are below 2 MB as base64
+QUALITIES = (85, 70, 50, 30, 10)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture with its sentence."""
+
+    title: str
+    file: Path
+
+
+def gallery(study: Study) -> Html:
+    """Return the pairs side by side; empty without pictures."""
+    best = _listed(study, "best")
+    baseline = _listed(study, "baseline")
+    figures = []
+    for index, item in enumerate(best[:PAIRS]):
+        before = baseline[index] if index < len(baseline) else None
+        figures.append(_pair(study, item, before))
+    return join(figures)
+
+
+def _pair(study: Study, best: dict[str, Any], baseline: dict[str, Any] | None) -> Html:
+    folder = study.directory / "pictures"
+    shown = folder / "best"
+    sides = [("Best", shown, best)]
+    if baseline is not None:
+        sides.insert(0, ("Baseline", folder / "baseline", baseline))
+    panels = [
+        Panel("Left image", shown / best["left"]),
+        *(Panel(side, place / item["prediction"]) for side, place, item in sides),
+        Panel("Ground truth", shown / best["truth"]),
+        *(Panel(_error_title(side, item), place / item["error"]) for side, place, item in sides),
+    ]
+    return tag(
+        "figure",
+        join(
+            [
+                tag("figcaption", join([tag("strong", best["name"]), _scale(best)])),
+                tag("div", join(_image(panel) for panel in panels), class_="panels"),
+            ]
+        ),
+        class_="pair",
+    )
+
+
+def _error_title(side: str, item: dict[str, Any]) -> str:
+    return f"{side}, error (EPE {score(item['epe'], 'px')})"
+
+
+def _scale(item: dict[str, Any]) -> Html:
+    """The colour scales in words; the pictures are drawn by the trainer."""
+    disparity = f" Disparity 0 to {number(float(item['scale_px']), 'px')}"
+    error = item.get("error_scale_px")
+    words = disparity + (f", error 0 to {number(float(error), 'px')}" if error else "")
+    ends = join([tag("span", "", class_="turbo", aria_hidden="true"), words])
+    return tag("span", ends, class_="scale")
+
+
+def _image(panel: Panel) -> Html:
+    source = data_uri(panel.file)
+    if source is None:
+        content = tag("p", "The picture is missing.", class_="missing")
+    else:
+        content = Html(f'<img src="{source}" alt="{escape(panel.title)}">')
+    return tag("div", join([content, tag("p", panel.title)]), class_="panel")
+
+
+def _listed(study: Study, which: str) -> list[dict[str, Any]]:
+    path = study.directory / "pictures" / which / "pictures.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+
+
+def data_uri(path: Path) -> str | None:
+    """Return a picture for `src`: the file itself when small, else reduced; None when unreadable."""
+    import cv2
+
+    picture = cv2.imread(str(path)) if path.is_file() else None
+    if picture is None:
+        return None
+    side, size = max(picture.shape[:2]), path.stat().st_size
+    if side <= MAX_SIDE and size <= MAX_BYTES:
+        return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    factor = min(1.0, MAX_SIDE / side)
+    picture = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    for quality in QUALITIES:
+        _, packed = cv2.imencode(".webp", picture, [cv2.IMWRITE_WEBP_QUALITY, quality])
+        if len(packed) <= MAX_BYTES:
+            break
+    return f"data:image/webp;base64,{base64.b64encode(packed.tobytes()).decode()}"

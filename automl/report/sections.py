@@ -1,0 +1,608 @@
+"""The sections of the page, each a function from the study to HTML, in the order of the page.
+
+Written for the owner of a model who decides whether the best spec replaces the present one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import platform
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import psutil
+import yaml
+
+from automl.algorithms.table import make_rungs, resolve
+from automl.errors import StoreError
+from automl.report.figures import kind
+from automl.report.importance import Importance, common_epoch
+from automl.report.markup import (
+    NOTHING,
+    Column,
+    Html,
+    difference,
+    facts,
+    join,
+    named,
+    number,
+    percent,
+    score,
+    table,
+    tag,
+)
+from automl.report.pictures import gallery
+from automl.resources import cores, gpus, per_trial
+from automl.space import Parameter
+from automl.store import Study, TrialRecord
+
+BUNDLE_FORMAT_VERSION = 1
+FAILURES = ("diverged", "out_of_memory", "invalid_spec", "failed")
+ROLES = ("checkpoint", "graph", "engine")
+DETAIL_LINES = 6  # of a failure shown at once; the rest unfolds
+
+
+def read_bundle(study: Study) -> dict[str, Any] | None:
+    """Return `bundle.json`, None without a bundle.
+
+    Raises:
+        StoreError: damaged, or of a newer format.
+    """
+    path = study.directory / "bundle" / "bundle.json"
+    try:
+        bundle = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise StoreError(f"{path}: is damaged: {error}. Promote the study again") from error
+    if bundle["format_version"] > BUNDLE_FORMAT_VERSION:
+        raise StoreError(
+            f"{path}: format_version {bundle['format_version']}, this program reads up to "
+            f"{BUNDLE_FORMAT_VERSION}. Use the newer release of depthtune that wrote it"
+        )
+    return bundle
+
+
+def state_of(study: Study) -> str:
+    """Return how far the study is; a driver that writes its last report has finished."""
+    return "finished" if study.end_reason is not None else study.state
+
+
+def specs(study: Study) -> tuple[str, str | None]:
+    """Return the base spec and the best trial's spec (None without one) as YAML."""
+    space = study.resolved.space
+    base: dict[str, Any] = study.resolved.to_dict()["base_spec"]
+    best = study.best()
+    return _yaml(base), None if best is None else _yaml(space.apply(base, best.params))
+
+
+def _yaml(spec: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(spec), sort_keys=False, allow_unicode=True)
+
+
+# --- verdict ------------------------------------------------------------------------------------
+
+
+def headline(study: Study) -> str:
+    """Return the outcome in one sentence."""
+    best, baseline = study.best(), study.baseline()
+    metric, unit = study.objective.metric, study.objective.unit
+    if best is None:
+        return (
+            "No result yet" if state_of(study) != "finished" else "No result: no trial is complete"
+        )
+    value = study.value(best)
+    before = study.value(baseline) if baseline is not None else None
+    if before is None:
+        return f"Trial {best.id} reached {metric} {score(value, unit)}; the baseline has no score"
+    if best.id == 0:
+        others = sum(trial.state == "complete" for trial in study.trials) - 1
+        return (
+            f"None of {others} other complete trials beat the baseline"
+            if others
+            else "Only the baseline is complete: nothing to compare yet"
+        )
+    change = _change(value, before)
+    words = "lower" if study.objective.direction == "minimize" else "higher"
+    share = f"{100 * abs(change):.1f} % " if change is not None else ""
+    return f"Trial {best.id} is better than the baseline: {metric} is {share}{words}"
+
+
+def verdict(study: Study, bundle: Mapping[str, Any] | None) -> Html:
+    """Best against baseline, the bundle, the trials."""
+    unit, metric = study.objective.unit, study.objective.metric
+    best, baseline = study.best(), study.baseline()
+    value = study.value(best) if best else None
+    before = study.value(baseline) if baseline else None
+    gain = value - before if value is not None and before is not None else None
+    counts = Counter(trial.state for trial in study.trials)
+    full = study.resolved.full_epochs
+    tiles = [
+        _tile("Baseline (trial 0)", score(before, unit), f"{metric} after {full} epochs"),
+        _tile(
+            "Best" + (f" (trial {best.id})" if best else ""),
+            score(value, unit),
+            f"{metric} after {full} epochs",
+        ),
+        _tile(
+            "Difference",
+            difference(gain, unit),
+            f"{percent(_change(value, before))} of the baseline"
+            if gain is not None
+            else "needs both complete",
+        ),
+        _bundle_tile(study, bundle),
+        _tile(
+            "Trials",
+            str(len(study.trials)),
+            ", ".join(f"{n} {state}" for state, n in counts.items()) or "none started",
+        ),
+    ]
+    return join([tag("div", join(tiles), class_="tiles"), *_cautions(study, bundle)])
+
+
+def _tile(name: str, value: str, note: str, look: str = "") -> Html:
+    parts = [tag("p", name, class_="name"), tag("p", value, class_="value"), tag("p", note)]
+    return tag("div", join(parts), class_=f"tile {look}".strip())
+
+
+def _change(value: float | None, before: float | None) -> float | None:
+    if value is None or before is None or before == 0:
+        return None
+    return (value - before) / abs(before)
+
+
+def _bundle_tile(study: Study, bundle: Mapping[str, Any] | None) -> Html:
+    failed = _failed_step(study)
+    if failed is not None:
+        return _tile("Bundle", "not made", f"step {failed['step']} failed", "bad")
+    if bundle is None:
+        return _tile("Bundle", "none", "the best trial has not been promoted")
+    if bundle["accepted"]:
+        return _tile("Bundle", "accepted", "engine and checkpoint agree within the limits", "good")
+    return _tile("Bundle", "rejected", "; ".join(bundle.get("rejected", ())), "bad")
+
+
+def _failed_step(study: Study) -> Mapping[str, Any] | None:
+    last = max(study.promotion.values(), key=lambda event: event["time"], default=None)
+    return last if last is not None and last["status"] == "failed" else None
+
+
+def _cautions(study: Study, bundle: Mapping[str, Any] | None) -> list[Html]:
+    """What a reader must know before using the result."""
+    best, state = study.best(), state_of(study)
+    notes: list[object] = []
+    if state == "running":
+        notes.append("The study is running: this page is a snapshot, and everything may change.")
+    if state == "interrupted":
+        notes.append("The study was interrupted; the same command resumes it.")
+    if study.end_reason:
+        notes.append(f"The study ended: {study.end_reason}.")
+    if best is not None and best.id != 0:
+        notes.append(
+            "Baseline and best were each trained once. How much a score varies between seeds was "
+            "not measured, and the best of several trials is also the luckiest of them: small "
+            "differences may not repeat."
+        )
+    if best is not None and bundle is not None and bundle["trial"] != best.id:
+        notes.append(f"The bundle is of trial {bundle['trial']}, which was the best before.")
+    failed = _failed_step(study)
+    if failed is not None:
+        notes.append(f"Promotion step {failed['step']} failed: {failed.get('detail', '')}")
+    return [tag("ul", join(tag("li", note) for note in notes), class_="notes")] if notes else []
+
+
+# --- what was tuned -----------------------------------------------------------------------------
+
+
+def tuned(study: Study) -> Html:
+    """The search space with its default and best values, and what was left out and why."""
+    best = study.best()
+    columns = [
+        Column("Parameter"),
+        Column("Unit"),
+        Column("Range or choices", numeric=True),
+        Column("Scale"),
+        Column("Baseline", numeric=True),
+        Column("Best" + (f" (trial {best.id})" if best else ""), numeric=True),
+    ]
+    space = study.resolved.space
+    baseline = space.defaults(study.resolved.base_spec)
+    rows = [_parameter_row(item, baseline, best) for item in space.parameters]
+    shown = table("Searched parameters", columns, rows)
+    settings = study.resolved.study
+    row, rungs = resolve(settings.algorithm), make_rungs(settings.algorithm, _full(study)).rungs
+    meets = ", ".join(map(str, rungs))
+    early = (
+        f"trials are compared after {meets} epochs, and about one in "
+        f"{settings.algorithm.factor} goes on; the baseline always does"
+        if rungs
+        else "every trial runs to the end"
+    )
+    better = "lower" if study.objective.direction == "minimize" else "higher"
+    limits = {key: value for key, value in vars(settings.budget).items() if value is not None}
+    rows_ = [
+        ("Objective", f"{_objective(study)} after {_full(study)} epochs, {better} is better"),
+        ("Model", settings.model),
+        ("Data", f"training {_data(settings.data.train)}; validation {_data(settings.data.val)}"),
+        ("Algorithm", f"{settings.algorithm.name}: {row.sampler} proposes; {early}"),
+        ("Budget", ", ".join(f"{key} {value}" for key, value in limits.items())),
+    ]  # fmt: skip
+    return join(
+        [
+            tag(
+                "p",
+                "A study changes the fields of the training spec that the trainer's schema names as "
+                "candidates, inside the schema's ranges. Trial 0 is the spec as given.",
+            ),
+            facts(rows_),
+            shown,
+            _dropped(study),
+        ]
+    )
+
+
+def _full(study: Study) -> int:
+    return study.resolved.full_epochs
+
+
+def _objective(study: Study) -> str:
+    return named(study.objective.metric, study.objective.unit)
+
+
+def _data(chosen: str | tuple[str, ...]) -> str:
+    return chosen if isinstance(chosen, str) else ", ".join(chosen)
+
+
+def _parameter_row(
+    item: Parameter, baseline: Mapping[str, Any], best: TrialRecord | None
+) -> list[object]:
+    if item.type == "choice":
+        values, scale = ", ".join(map(str, item.choices)), "choice"
+    else:
+        values = f"{number(item.low)} to {number(item.high)}"
+        scale = "logarithmic" if item.log else "linear"
+        scale += f", multiples of {item.step}" if item.step else ""
+    before = baseline.get(item.path)
+    inside = before is None or item.contains(before)
+    after = best.params.get(item.path) if best else None
+    changed = best is not None and after != before
+    name = tag("code", item.path)
+    if item.condition:
+        needs = " and ".join(
+            f"{path} = {' or '.join(map(str, values))}" for path, values in item.condition.items()
+        )
+        name = join([name, tag("span", f"acts when {needs}", class_="remark")])
+    return [
+        name,
+        item.unit or NOTHING,
+        values,
+        scale,
+        number(before) + ("" if inside else " (outside)"),
+        tag("strong", number(after)) if changed else number(after),
+    ]
+
+
+def _dropped(study: Study) -> Html:
+    dropped = study.resolved.space.dropped
+    if not dropped:
+        return tag("p", "No candidate was left out.")
+    rows = [(tag("code", item.path), item.reason) for item in dropped]
+    inner = table("Candidates that are not searched", [Column("Field"), Column("Reason")], rows)
+    summary = tag("summary", f"{len(rows)} left out")
+    return tag("details", join([summary, inner]), open="")
+
+
+# --- trials -------------------------------------------------------------------------------------
+
+
+def trials(study: Study) -> Html:
+    """Every trial with what it reached and what it cost; the best first."""
+    loss = study.objective.loss
+    unit, metric = study.objective.unit, study.objective.metric
+
+    def order(trial: TrialRecord) -> tuple[bool, float, int]:
+        value = trial.value_at(trial.last_epoch, metric)
+        return -trial.last_epoch, loss(value) if value is not None else float("inf"), trial.id
+
+    ranked = sorted(study.trials, key=order)
+    columns = [
+        Column("Trial", numeric=True),
+        Column("State"),
+        Column("Epochs", numeric=True),
+        Column(_objective(study), numeric=True),
+        Column("Against the baseline at the same epoch", numeric=True),
+        Column("Time [s]", numeric=True),
+        Column("Time per epoch [s]", numeric=True),
+        Column("Peak memory [MiB]", numeric=True),
+        Column("Times started", numeric=True),
+    ]
+    rows, marked = [], {}
+    for trial in ranked:
+        value = trial.value_at(trial.last_epoch, metric)
+        before = _baseline_at(study, trial.last_epoch)
+        look = kind(study, trial)
+        if look in ("best", "baseline"):
+            marked[len(rows)] = look
+        peak = peak_memory(trial)
+        rows.append(
+            (
+                str(trial.id),
+                trial.state + (f" ({look})" if look in ("best", "baseline") else ""),
+                f"{trial.last_epoch} of {_full(study)}",
+                score(value, unit).removesuffix(f" {unit}").removesuffix(" %"),
+                percent(_change(value, before)) if trial.id else NOTHING,
+                f"{trial.seconds:.1f}",
+                f"{trial.seconds / trial.last_epoch:.2f}" if trial.last_epoch else NOTHING,
+                NOTHING if peak is None else f"{peak:.0f}",
+                str(trial.attempts),
+            )
+        )
+    return table("All trials, furthest and best first", columns, rows, marked=marked)
+
+
+def _baseline_at(study: Study, epoch: int) -> float | None:
+    baseline = study.baseline()
+    return baseline.value_at(epoch, study.objective.metric) if baseline else None
+
+
+def peak_memory(trial: TrialRecord) -> float | None:
+    """Return the largest memory use a trial reported, MiB."""
+    peaks = [record.metrics.get("peak_memory_mb") for record in trial.epochs]
+    return max((peak for peak in peaks if peak is not None), default=None)
+
+
+def cost(study: Study) -> Html:
+    """Time, epochs and memory of the whole study."""
+    share = per_trial(study.resolved.study.resources)
+    device, per = ("GPU", share.gpus) if share.gpus else ("core", share.cpus)
+    seconds = sum(trial.seconds for trial in study.trials)
+    epochs = sum(trial.last_epoch for trial in study.trials)
+    failed = sum(trial.seconds for trial in study.trials if trial.state in FAILURES)
+    peaks = [peak for trial in study.trials if (peak := peak_memory(trial)) is not None]
+    full = len(study.trials) * _full(study)
+    return facts(
+        [
+            ("Device time", f"{number(seconds * per / 3600)} {device}-hours ({seconds:.1f} s of training)"),
+            ("Wall time", f"{study.active_seconds() / 60:.1f} min, all sessions together"),
+            ("Epochs", f"{epochs} finished; {full} if every trial had run to the end"),
+            ("Spent on failed trials", f"{failed:.1f} s"),
+            ("Peak memory of one trial", f"{max(peaks):.0f} MiB" if peaks else "not reported"),
+        ]
+    )  # fmt: skip
+
+
+def failures(study: Study) -> Html:
+    """What failed, by class, with the reason of each trial."""
+    failed = [trial for trial in study.trials if trial.state in FAILURES]
+    retried = [trial for trial in study.trials if trial.retries]
+    parts: list[object] = []
+    if not failed:
+        parts.append(tag("p", "No trial failed."))
+    else:
+        counts = Counter(trial.state for trial in failed)
+        columns = [
+            Column("Class"),
+            Column("Trials of the class", numeric=True),
+            Column("Trial", numeric=True),
+            Column("Finished epochs", numeric=True),
+            Column("Reason"),
+        ]
+        failed.sort(key=lambda trial: (FAILURES.index(trial.state), trial.id))
+        rows = [
+            (t.state, str(counts[t.state]), str(t.id), str(t.last_epoch), _detail(t.detail))
+            for t in failed
+        ]
+        parts.append(table("Failed trials by class", columns, rows))
+    if retried:
+        names = ", ".join(f"trial {trial.id} ({trial.retries} times)" for trial in retried)
+        parts.append(tag("p", f"Started again after a failure: {names}."))
+    return join(parts)
+
+
+def _detail(detail: str) -> Html:
+    lines = detail.strip().splitlines() or [NOTHING]
+    if len(lines) <= DETAIL_LINES:
+        return tag("pre", "\n".join(lines))
+    summary = tag("summary", f"{lines[0]} … ({len(lines)} lines)")
+    return tag("details", join([summary, tag("pre", "\n".join(lines))]))
+
+
+# --- importance ---------------------------------------------------------------------------------
+
+
+def importance_text(study: Study, found: Importance) -> Html:
+    """What the ranking rests on, or why there is none."""
+    if found.probe is None and found.trials < found.needed:
+        return tag(
+            "p",
+            join(
+                [
+                    tag("strong", "Too few trials to rank."),
+                    f"{found.trials} trials have a value at an equal epoch ({found.epoch}); with "
+                    f"{len(study.resolved.space.parameters)} parameters a ranking needs at least "
+                    f"{found.needed}. Any order shown here would be mostly chance.",
+                ]
+            ),
+            class_="callout",
+        )
+    if found.probe is None:
+        return tag("p", "All trials have the same value, so there is nothing to rank.")
+    above = [share.path for share in found.shares if found.stands_out(share)]
+    told = ", ".join(above) if above else "no parameter"
+    rows = [
+        (
+            tag("code", share.path),
+            f"{100 * share.value:.1f} %",
+            f"{100 * share.low:.1f} % to {100 * share.high:.1f} %",
+            "above the noise floor" if found.stands_out(share) else NOTHING,
+        )
+        for share in (*found.shares, found.probe)
+    ]
+    columns = [
+        Column("Parameter"),
+        Column("Share of the variance", numeric=True),
+        Column("90 % interval", numeric=True),
+        Column("Verdict"),
+    ]
+    return join(
+        [
+            tag(
+                "p",
+                f"fANOVA of {study.objective.metric} after epoch {found.epoch}, from "
+                f"{found.trials} trials, repeated on bootstrap samples of them. The probe is a "
+                f"parameter of random numbers: what does not rise above it cannot be told from "
+                f"noise. Above the noise floor: {told}.",
+            ),
+            tag("details", join([tag("summary", "Numbers"), table("Importance", columns, rows)])),
+        ]
+    )
+
+
+# --- pictures, parity, spec, machine ------------------------------------------------------------
+
+
+def pictures(study: Study) -> Html:
+    """Validation pairs as baseline and best see them."""
+    shown = gallery(study)
+    if not shown:
+        return tag("p", "No pictures: they are drawn when the best trial is promoted.")
+    step = study.promotion.get("pictures_best", {})
+    trial = f" (trial {step['trial']})" if "trial" in step else ""
+    return join(
+        [
+            tag(
+                "p",
+                f"The first validation pairs, none of them used for training. Best{trial} and "
+                "baseline share one colour scale per pair: blue is small, red is large, black is "
+                "unknown.",
+            ),
+            shown,
+        ]
+    )
+
+
+def parity(study: Study, bundle: Mapping[str, Any] | None) -> Html:
+    """Scores of checkpoint, graph and engine with their backends, and the files."""
+    if bundle is None:
+        return tag("p", "There is no bundle: nothing was exported, so there is nothing to compare.")
+    scores, limits = bundle["metrics"], bundle["limits"]
+    native = any(
+        row.get("native", row["checkpoint"]) != row["checkpoint"] for row in scores.values()
+    )
+    roles = ("native", *ROLES) if native else ROLES
+    titles = {"native": "Checkpoint, images at their own size", "checkpoint": "Checkpoint",
+              "graph": "ONNX graph", "engine": "Engine"}  # fmt: skip
+    if native:
+        titles["checkpoint"] = "Checkpoint, at the engine's size"
+    columns = [
+        Column("Metric"),
+        *(Column(titles[role], numeric=True) for role in roles),
+        Column("Engine − checkpoint", numeric=True),  # noqa: RUF001 - a minus on the page
+        Column("Limit", numeric=True),
+    ]
+    rows = [
+        (
+            tag("code", metric),
+            *(score(row[role], row["unit"]) for role in roles),
+            difference(row["difference"], row["unit"]),
+            number(limits[metric], row["unit"]) if metric in limits else NOTHING,
+        )
+        for metric, row in scores.items()
+    ]
+    backends = [(titles[role], bundle["backends"].get(role, NOTHING)) for role in roles]
+    files = [
+        (tag("code", item["path"]), f"{item['bytes'] / 2**20:.2f}", tag("code", item["sha256"]))
+        for item in bundle["files"].values()
+    ]
+    refused = [tag("p", reason, class_="callout bad") for reason in bundle.get("rejected", ())]
+    return join(
+        [
+            *refused,
+            table("Scores on the same validation data", columns, rows),
+            tag("p", "Who computed each score:"),
+            facts(backends),
+            table(
+                "Files of the bundle",
+                [Column("File"), Column("Size [MiB]", numeric=True), Column("SHA-256")],
+                files,
+            ),
+        ]
+    )
+
+
+def best_spec(study: Study) -> Html:
+    """The spec of the best trial to copy, and what it changes."""
+    base, best = specs(study)
+    if best is None:
+        return tag("p", "There is no complete trial, so there is no spec to recommend.")
+    changes = _diff(base, best)
+    shown = (
+        tag(
+            "pre",
+            Html("".join(changes)),
+            class_="diff",
+            tabindex="0",
+            aria_label="Changes of the base spec",
+        )
+        if changes
+        else tag("p", "The best spec is the base spec: nothing changes.")
+    )
+    button = tag("button", "Copy the spec", type="button", data_copies="spec")
+    return join(
+        [
+            tag("h3", "Changes of the base spec"),
+            shown,
+            tag("h3", "The whole spec"),
+            tag("p", join([button, tag("span", "", id="copied", role="status")])),
+            tag("pre", best, id="spec", tabindex="0", aria_label="The best spec as YAML"),
+            tag("p", join(["The same text is in", tag("code", "best_spec.yaml"), "beside this page."])),
+        ]
+    )  # fmt: skip
+
+
+def _diff(base: str, best: str) -> list[Html]:
+    looks = {"+": "added", "-": "removed", "@": "place"}
+    lines = difflib.unified_diff(
+        base.splitlines(), best.splitlines(), "base", "best", "", "", 2, ""
+    )
+    return [
+        tag("span", line, class_=looks.get(line[:1], "same"))
+        for line in lines
+        if not line.startswith(("---", "+++"))
+    ]
+
+
+def machine(study: Study, bundle: Mapping[str, Any] | None) -> Html:
+    """Where, with what and from which seed."""
+    sessions = [event for event in study.events if event["kind"] == "session_started"]
+    hosts = dict.fromkeys(event.get("host", "unknown") for event in sessions)
+    share = per_trial(study.resolved.study.resources)
+    rows: list[tuple[str, object]] = [
+        ("Seed", str(study.resolved.study.seed)),
+        ("Profile", study.resolved.study.profile),
+        ("Sessions", f"{len(sessions)} on {', '.join(hosts) or 'no host'}"),
+        ("Trials at once", f"{share.max_concurrent} (cores of each: {number(share.cpus)}, GPUs of each: {number(share.gpus)})"),
+        ("Page written on", f"{platform.node()}, {platform.system()} {platform.machine()}, {cores()} cores, {gpus()} GPUs, {psutil.virtual_memory().total / 2**30:.0f} GiB memory"),
+        ("depthtune", study.resolved.code_version),
+    ]  # fmt: skip
+    versions = dict(bundle["versions"]) if bundle else {"python": platform.python_version()}
+    versions.pop("depthtune", None)
+    rows += list(versions.items())
+    return facts(rows)
+
+
+def comparable_note(study: Study) -> str:
+    """Return which values of the page may be compared."""
+    epoch = common_epoch(study)
+    return (
+        f"Filled marks are complete trials ({_full(study)} epochs) and comparable with each other. "
+        "Hollow marks ended earlier and stand at their last epoch"
+        + (
+            f"; all ended trials without failure have a value after epoch {epoch}."
+            if epoch
+            else "."
+        )
+    )
