@@ -205,14 +205,12 @@ def _score(study: Study, value: float | None) -> str:
 
 def _parity_table(bundle: Bundle) -> str:
     roles = [role for role in ("checkpoint", "graph", "engine") if role in bundle.backends]
-    rows = [
-        (
-            f"{metric} {row['unit']}".strip(),
-            *(f"{row[role]:.4f}" for role in roles),
-            f"{row['difference']:+.4f}",
-        )
-        for metric, row in bundle.metrics.items()
-    ]
+    rows: list[tuple[str, ...]] = []
+    for metric, row in bundle.metrics.items():
+        percent = row["unit"] == "fraction"  # files hold fractions, consoles show percent
+        scale, unit = (100.0, "%") if percent else (1.0, row["unit"])
+        values = (f"{scale * row[role]:.4f}" for role in roles)
+        rows.append((f"{metric} {unit}".strip(), *values, f"{scale * row['difference']:+.4f}"))
     head = ("metric", *roles, "engine - checkpoint")
     backends = [(role, bundle.backends[role]) for role in roles]
     return f"{table(rows, head)}\n{table(backends)}"
