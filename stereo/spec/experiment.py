@@ -233,6 +233,7 @@ WEIGHT_KEYS = (
 )
 """Any of these set means that training starts from loaded weights."""
 
+CHECKPOINT_MB = 190  # with AdamW state at the default widths; a study plans its disk with it
 OBJECTIVE = {"metric": "val/epe", "direction": "minimize", "unit": "px"}
 FIDELITY = "train.num_epochs"
 METRICS: Mapping[str, Mapping[str, Any]] = {

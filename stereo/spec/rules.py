@@ -59,10 +59,6 @@ VALUE_ALIASES: Mapping[tuple[str, str], str] = {
 """Other spellings that are accepted."""
 
 VALUE_HINTS: Mapping[tuple[str, str], str] = {
-    (
-        "train.optim.lr_scheduler",
-        "CustomMultiStepLRScheduler",
-    ): "That schedule is not implemented; MultiStepLR is the nearest",
     ("train.precision", "bf16"): "The stereo networks train in fp32 or fp16",
     ("gen_trt_engine.tensorrt.data_type", "bf16"): "The stereo networks have no bf16 engine",
     ("export.format", "xdl"): "xdl is not a public format",
@@ -259,10 +255,19 @@ def _unread(path: str) -> Rule:
     )
 
 
+def _absent(path: str, remedy: str) -> Rule:
+    """A documented field that this version cannot honour: refused rather than ignored."""
+    return Rule(
+        (path,),
+        lambda spec: _said_if(bool(value_at(spec, path)), "is not implemented in this version"),
+        remedy,
+    )
+
+
 def _warm_start_lr(spec: ExperimentSpec) -> str | None:
-    loads = spec.train.pretrained_model_path or spec.model.stereo_backbone.edgenext_pretrained_path
+    loads = bool(spec.train.pretrained_model_path)
     lr = spec.train.optim.lr
-    return _said_if(bool(loads) and lr > 2e-5, f"{lr} is high for loaded weights")
+    return _said_if(loads and lr > 2e-5, f"{lr} is high for loaded weights")
 
 
 _SPLITS = ("train_dataset", "val_dataset", "test_dataset", "infer_dataset")
@@ -322,6 +327,12 @@ NETWORK_RULES: tuple[Rule, ...] = (
     _inert("disp_head_input_dim"),
     _inert("classifier_mid"),
     _inert("cost_agg_conv_patch_padding"),
+    _absent(
+        "model.stereo_backbone.edgenext_pretrained_path",
+        "Set train.pretrained_model_path to start from a whole network",
+    ),
+    _absent("model.mixed_precision", "Set train.precision=fp16 on a GPU"),
+    _unread("model.low_memory"),
     _unread("model.stereo_backbone.depth_anything_v2_pretrained_path"),
     _unread("model.stereo_backbone.use_bn"),
     _unread("model.stereo_backbone.use_clstoken"),

@@ -29,6 +29,7 @@ from typing import Any, cast
 import stereo
 from stereo.spec.experiment import (
     ACTIONS,
+    CHECKPOINT_MB,
     DATA_KEYS,
     FIDELITY,
     METRICS,
@@ -397,6 +398,7 @@ def model_metadata() -> dict[str, Any]:
         "automl_enabled": any(node.facts.search_default for node in fields),
         "objective": dict(OBJECTIVE),
         "fidelity": FIDELITY,
+        "checkpoint_mb": CHECKPOINT_MB,
         "metrics": {name: dict(facts) for name, facts in METRICS.items()},
         "data_keys": dict(DATA_KEYS),
         "default_dataset": "GenericDataset",

@@ -48,7 +48,13 @@ class OptimSpec:
         scale=Scale.LOG,
     )
     lr_scheduler: Literal[
-        "MultiStepLR", "StepLR", "LambdaLR", "PolynomialLR", "OneCycleLR", "CosineAnnealingLR"
+        "MultiStepLR",
+        "StepLR",
+        "LambdaLR",
+        "PolynomialLR",
+        "OneCycleLR",
+        "CosineAnnealingLR",
+        "CustomMultiStepLRScheduler",
     ] = spec_field("MultiStepLR", "Learning-rate schedule", automl_enabled=None)
     lr_steps: list[int] = spec_field(
         [1000], "Milestones of MultiStepLR", unit="optimiser steps", item_low=1, automl_enabled=None
@@ -148,7 +154,6 @@ class TrainSpec:
         "fp32", "Training arithmetic", automl_enabled=None
     )
     log_every_n_steps: int = spec_field(500, "Logging period", unit="optimiser steps", low=1)
-    verbose: bool = spec_field(False, "Verbose console logging")
     allow_partial_load: bool = spec_field(
         False,
         "Load the tensors that fit, list every one that does not; corr_radius taps that overlap"

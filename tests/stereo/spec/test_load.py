@@ -203,7 +203,6 @@ def test_other_spellings_are_accepted(override: str, path: str, value: str) -> N
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("train.optim.lr_scheduler=CustomMultiStepLRScheduler", "not implemented"),
         ("train.precision=bf16", "fp32 or fp16"),
         ("gen_trt_engine.tensorrt.data_type=bf16", "no bf16 engine"),
         ("export.format=xdl", "not a public format"),
@@ -290,7 +289,7 @@ def test_the_error_survives_pickling() -> None:
         ("train.seed=true", "got True, allowed integer"),
         ("train.seed=null", "got None, allowed integer"),
         ("train.seed=???", "left open"),
-        ("train.verbose=7.5", "allowed true or false"),
+        ("train.deterministic=7.5", "allowed true or false"),
         ("train.pretrained_model_path=true", "got True, allowed text or null"),
         ("train.optim.lr=.nan", "got nan, allowed number 1e-09..10000"),
         ("train.optim.lr=[1]", "allowed number"),

@@ -31,6 +31,12 @@ BROKEN: list[tuple[str, tuple[str, ...], str]] = [
     ("model.gru_hidden", ("model.gru_hidden=null",), "got 128, but the first context head has 60"),
     ("model.mask_widths", ("model.mask_widths=[32, 24]",), "the second width 24"),
     ("model.stem_2_widths", ("model.stem_2_widths=[12, 24]",), "the second width 24"),
+    ("model.mixed_precision", ("model.mixed_precision=true",), "not implemented"),
+    (
+        "model.stereo_backbone.edgenext_pretrained_path",
+        ("model.stereo_backbone.edgenext_pretrained_path=a.pth",),
+        "not implemented",
+    ),
     ("dataset.dataset_name", ("dataset.dataset_name=MonoDataset",), "reads StereoDataset"),
     ("train.num_gpus", ("train.num_gpus=2", "train.gpu_ids=[0, 1]"), "one device"),
     ("train.gpu_ids", ("train.gpu_ids=[0, 1]",), "got 2 devices, but train.num_gpus is 1"),
@@ -79,6 +85,7 @@ BROKEN: list[tuple[str, tuple[str, ...], str]] = [
 WARNED: list[tuple[str, tuple[str, ...]]] = [
     ("model.disp_head_input_dim", ("model.disp_head_input_dim=61",)),
     ("model.classifier_mid", ("model.classifier_mid=15",)),
+    ("model.low_memory", ("model.low_memory=2",)),
     ("model.cost_agg_conv_patch_padding", ("model.cost_agg_conv_patch_padding=[1, 0, 0]",)),
     (
         "model.stereo_backbone.depth_anything_v2_pretrained_path",
