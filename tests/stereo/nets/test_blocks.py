@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from stereo.nets.blocks import AxialConv3d, BatchNorm, DepthConv3d, channels_last
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 3, 4), (2, 5, 2, 3, 4)])
+def test_layout_changes_in_memory_only(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+
+    moved = channels_last(x)
+
+    assert torch.equal(moved, x)
+    assert moved.stride(1) == 1
+    assert channels_last(moved).data_ptr() == moved.data_ptr()
+
+
+@pytest.mark.parametrize(("depth", "size"), [(3, 1), (3, 6), (17, 4)])
+def test_convolution_along_disparity_equals_the_3d_one(depth: int, size: int) -> None:
+    conv = DepthConv3d(6, depth)
+    volume = channels_last(torch.randn(2, 6, size, 3, 5))
+
+    torch.testing.assert_close(conv(volume), nn.Conv3d.forward(conv, volume), atol=1e-5, rtol=1e-5)
+
+
+def test_axial_convolution_keeps_the_layout() -> None:
+    axial = AxialConv3d(32, 40, 5).eval()
+
+    found = axial(channels_last(torch.randn(1, 32, 16, 48, 8)))
+
+    assert found.shape == (1, 40, 16, 48, 8)
+    assert found.stride(1) == 1
+
+
+def test_batch_statistics_equal_those_of_double_precision() -> None:
+    """The framework's own sums are off by 1e-4 here."""
+    torch.manual_seed(0)
+    x = channels_last(torch.randn(1, 3, 48, 64, 64) * 3 + 5)
+    norm, exact = BatchNorm(3), BatchNorm(3).double()
+
+    torch.testing.assert_close(norm(x).double(), exact(x.double()), atol=2e-6, rtol=0)
+
+    torch.testing.assert_close(norm.running_mean.double(), exact.running_mean, rtol=1e-6, atol=0)
+    torch.testing.assert_close(norm.running_var.double(), exact.running_var, rtol=1e-6, atol=0)
+    assert norm.num_batches_tracked == 1
+
+
+def test_batch_norm_trains_and_evaluates_like_the_framework() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = BatchNorm(3).double(), nn.BatchNorm3d(3).double()
+    x = torch.randn(2, 3, 4, 5, 6, generator=generator, dtype=torch.double)
+
+    torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+
+
+def test_gradients_through_batch_statistics_are_exact() -> None:
+    norm = BatchNorm(3).double()
+    x = torch.randn(2, 3, 2, 4, dtype=torch.double, requires_grad=True)
+
+    def normalise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(norm, {"weight": weight, "bias": bias}, (x,))
+
+    torch.autograd.gradcheck(normalise, (x, norm.weight, norm.bias))
