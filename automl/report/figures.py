@@ -5,6 +5,7 @@ those of Okabe and Ito (told apart by colour-blind readers) with at least 3:1 on
 state has a marker of its own as well.
 """
 
+# pyright: standard
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -36,6 +37,7 @@ class Look:
     symbol: str
     width: float = 1.5
     dash: str = "solid"
+    size: int = 10
 
 
 LOOKS = {
@@ -44,7 +46,7 @@ LOOKS = {
     "failed": Look("failed", VERMILION, "x", dash="dot"),
     "complete": Look("complete", GREEN, "circle", 2.0),
     "baseline": Look("baseline (trial 0)", INK, "square", 3.0, "dash"),
-    "best": Look("best", BLUE, "star", 3.5),
+    "best": Look("best", BLUE, "star", 3.5, size=14),
 }
 
 
@@ -70,7 +72,7 @@ def history(study: Study) -> Figure:
                 y=[value for _, value in points],
                 mode="markers",
                 name=look.label,
-                marker={"color": look.color, "symbol": look.symbol, "size": 13 if name == "best" else 10,
+                marker={"color": look.color, "symbol": look.symbol, "size": look.size,
                         "line": {"width": 2, "color": look.color}},
                 text=[_hover(study, trial) for trial, _ in points],
                 hovertemplate="%{text}<extra></extra>",
@@ -78,8 +80,9 @@ def history(study: Study) -> Figure:
     _best_so_far(figure, study)
     for trial, value in found:
         if value is None:
-            figure.add_annotation(x=trial.id, y=0, yref="paper", text="no value", textangle=-90, bgcolor="#ffffff",
-                                  yanchor="bottom", showarrow=False, hovertext=_hover(study, trial),
+            figure.add_annotation(x=trial.id, y=0, yref="paper", yanchor="bottom",
+                                  text=trial.state, textangle=-90, bgcolor="#ffffff",
+                                  showarrow=False, hovertext=_hover(study, trial),
                                   font={"color": VERMILION, "size": 11})  # fmt: skip
     figure.update_xaxes(title_text="trial", tickformat="d", range=[-0.7, len(found) - 0.3])
     if len(found) <= 30:
@@ -186,7 +189,7 @@ def parallel(study: Study) -> Figure | None:
                         tickvals=[0, 1])  # fmt: skip
     figure.update_yaxes(type="category", categoryorder="array", categoryarray=rows[::-1],
                         range=[-0.5, len(rows) - 0.3])  # fmt: skip
-    figure.update_layout(height=150 + 46 * len(rows), hovermode="closest")
+    figure.update_layout(height=150 + 56 * len(rows), hovermode="closest")
     return figure
 
 
@@ -288,7 +291,12 @@ def _figure(study: Study) -> Figure:
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         hoverlabel={"bgcolor": "#ffffff", "font": {"color": INK}},
     )
-    axis = {"gridcolor": GRID, "zeroline": False, "automargin": True, "linecolor": GREY}
+    axis: dict[str, Any] = {
+        "gridcolor": GRID,
+        "zeroline": False,
+        "automargin": True,
+        "linecolor": GREY,
+    }
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)
     return figure

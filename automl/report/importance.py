@@ -7,6 +7,7 @@ reaches into it is not told apart from noise. Below a number of trials nothing i
 trials of 4 parameters the probe came second in a test.
 """
 
+# pyright: standard
 from __future__ import annotations
 
 import math
@@ -144,11 +145,11 @@ def _fanova(
     names: list[str], rows: NDArray[np.float64], targets: NDArray[np.float64], seed: int
 ) -> dict[str, float]:
     import optuna
-    from optuna.distributions import FloatDistribution
+    from optuna.distributions import BaseDistribution, FloatDistribution
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study()
-    ranges = {name: FloatDistribution(0.0, 1.0) for name in names}
+    ranges: dict[str, BaseDistribution] = {name: FloatDistribution(0.0, 1.0) for name in names}
     for row, target in zip(rows, targets, strict=True):
         params = dict(zip(names, map(float, row), strict=True))
         study.add_trial(

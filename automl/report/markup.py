@@ -11,7 +11,7 @@ from html import escape
 from typing import Any
 
 FRACTION = "fraction"
-NOTHING = "–"
+NOTHING = "\N{EN DASH}"
 
 
 class Html(str):
@@ -65,7 +65,7 @@ def table(
         tag("th", column.title, scope="col", class_=name)
         for column, name in zip(columns, classes, strict=True)
     )
-    body = []
+    body: list[Html] = []
     for position, row in enumerate(rows):
         first, *rest = zip(row, classes, strict=True)
         cells = [tag("th", first[0], scope="row", class_=first[1])]

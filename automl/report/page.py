@@ -4,6 +4,7 @@ The page needs no network: plotly.js is inside, compressed, and a content policy
 request. All files are written to a temporary name and renamed.
 """
 
+# pyright: standard
 from __future__ import annotations
 
 import base64
@@ -104,7 +105,7 @@ def render(study: Study) -> str:
         ),
         sections=join(_section(name, content) for name, content in parts.items()),
         footer=text(f"depthtune {study.resolved.code_version}. All values are in {CSV}."),
-        charts=_json({key: json.loads(figure.to_json()) for key, figure in charts.items()}),
+        charts=_json({key: json.loads(str(figure.to_json())) for key, figure in charts.items()}),
         plotly=_library(),
     )  # fmt: skip
 

@@ -34,7 +34,7 @@ def gallery(study: Study) -> Html:
     """Return the pairs side by side; empty without pictures."""
     best = _listed(study, "best")
     baseline = _listed(study, "baseline")
-    figures = []
+    figures: list[Html] = []
     for index, item in enumerate(best[:PAIRS]):
         before = baseline[index] if index < len(baseline) else None
         figures.append(_pair(study, item, before))
@@ -96,7 +96,7 @@ def _listed(study: Study, which: str) -> list[dict[str, Any]]:
 
 
 def data_uri(path: Path) -> str | None:
-    """Return a picture for `src`: the file itself when small, else reduced; None when unreadable."""
+    """Return a picture for `src`, the file itself when small, else reduced; None: unreadable."""
     import cv2
 
     picture = cv2.imread(str(path)) if path.is_file() else None
@@ -107,8 +107,9 @@ def data_uri(path: Path) -> str | None:
         return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
     factor = min(1.0, MAX_SIDE / side)
     picture = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    packed = b""
     for quality in QUALITIES:
-        _, packed = cv2.imencode(".webp", picture, [cv2.IMWRITE_WEBP_QUALITY, quality])
+        packed = cv2.imencode(".webp", picture, [cv2.IMWRITE_WEBP_QUALITY, quality])[1].tobytes()
         if len(packed) <= MAX_BYTES:
             break
-    return f"data:image/webp;base64,{base64.b64encode(packed.tobytes()).decode()}"
+    return f"data:image/webp;base64,{base64.b64encode(packed).decode()}"

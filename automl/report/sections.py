@@ -234,8 +234,8 @@ def tuned(study: Study) -> Html:
         [
             tag(
                 "p",
-                "A study changes the fields of the training spec that the trainer's schema names as "
-                "candidates, inside the schema's ranges. Trial 0 is the spec as given.",
+                "A study changes the fields of the training spec that the trainer's schema names "
+                "as candidates, inside the schema's ranges. Trial 0 is the spec as given.",
             ),
             facts(rows_),
             shown,
@@ -303,7 +303,7 @@ def trials(study: Study) -> Html:
     loss = study.objective.loss
     unit, metric = study.objective.unit, study.objective.metric
 
-    def order(trial: TrialRecord) -> tuple[bool, float, int]:
+    def order(trial: TrialRecord) -> tuple[int, float, int]:
         value = trial.value_at(trial.last_epoch, metric)
         return -trial.last_epoch, loss(value) if value is not None else float("inf"), trial.id
 
@@ -319,7 +319,8 @@ def trials(study: Study) -> Html:
         Column("Peak memory [MiB]", numeric=True),
         Column("Times started", numeric=True),
     ]
-    rows, marked = [], {}
+    rows: list[tuple[object, ...]] = []
+    marked: dict[int, str] = {}
     for trial in ranked:
         value = trial.value_at(trial.last_epoch, metric)
         before = _baseline_at(study, trial.last_epoch)
@@ -363,9 +364,10 @@ def cost(study: Study) -> Html:
     failed = sum(trial.seconds for trial in study.trials if trial.state in FAILURES)
     peaks = [peak for trial in study.trials if (peak := peak_memory(trial)) is not None]
     full = len(study.trials) * _full(study)
+    hours = number(seconds * per / 3600)
     return facts(
         [
-            ("Device time", f"{number(seconds * per / 3600)} {device}-hours ({seconds:.1f} s of training)"),
+            ("Device time", f"{hours} {device}-hours ({seconds:.1f} s of training)"),
             ("Wall time", f"{study.active_seconds() / 60:.1f} min, all sessions together"),
             ("Epochs", f"{epochs} finished; {full} if every trial had run to the end"),
             ("Spent on failed trials", f"{failed:.1f} s"),
@@ -475,9 +477,8 @@ def pictures(study: Study) -> Html:
         [
             tag(
                 "p",
-                f"The first validation pairs, none of them used for training. Best{trial} and "
-                "baseline share one colour scale per pair: blue is small, red is large, black is "
-                "unknown.",
+                f"The first validation pairs. Best{trial} and baseline share one colour scale per "
+                "pair: blue is small, red is large, black is unknown.",
             ),
             shown,
         ]
@@ -558,9 +559,9 @@ def best_spec(study: Study) -> Html:
             tag("h3", "The whole spec"),
             tag("p", join([button, tag("span", "", id="copied", role="status")])),
             tag("pre", best, id="spec", tabindex="0", aria_label="The best spec as YAML"),
-            tag("p", join(["The same text is in", tag("code", "best_spec.yaml"), "beside this page."])),
+            tag("p", "The same text is in best_spec.yaml beside this page."),
         ]
-    )  # fmt: skip
+    )
 
 
 def _diff(base: str, best: str) -> list[Html]:
@@ -580,14 +581,18 @@ def machine(study: Study, bundle: Mapping[str, Any] | None) -> Html:
     sessions = [event for event in study.events if event["kind"] == "session_started"]
     hosts = dict.fromkeys(event.get("host", "unknown") for event in sessions)
     share = per_trial(study.resolved.study.resources)
+    trials = f"{share.max_concurrent} at once, cores of each: {number(share.cpus)}"
+    trials += f", GPUs of each: {number(share.gpus)}"
+    memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB memory"
+    here = f"{platform.node()}, {platform.system()} {platform.machine()}"
     rows: list[tuple[str, object]] = [
         ("Seed", str(study.resolved.study.seed)),
         ("Profile", study.resolved.study.profile),
         ("Sessions", f"{len(sessions)} on {', '.join(hosts) or 'no host'}"),
-        ("Trials at once", f"{share.max_concurrent} (cores of each: {number(share.cpus)}, GPUs of each: {number(share.gpus)})"),
-        ("Page written on", f"{platform.node()}, {platform.system()} {platform.machine()}, {cores()} cores, {gpus()} GPUs, {psutil.virtual_memory().total / 2**30:.0f} GiB memory"),
+        ("Trials", trials),
+        ("Page written on", f"{here}, cores: {cores()}, GPUs: {gpus()}, {memory}"),
         ("depthtune", study.resolved.code_version),
-    ]  # fmt: skip
+    ]
     versions = dict(bundle["versions"]) if bundle else {"python": platform.python_version()}
     versions.pop("depthtune", None)
     rows += list(versions.items())
