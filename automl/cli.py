@@ -7,6 +7,7 @@ result; 4 backend or device missing; 130 and 143 interrupted, state saved.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import signal
 import sys
@@ -74,6 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except BrokenPipeError:
         sys.stderr.close()  # the reader of the pipe has gone; nothing is left to be said to it
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: {error.filename}: the disk is full. Free some space and run the same "
+              "command again; what was finished is kept", file=sys.stderr)  # fmt: skip
         return 1
     finally:
         signal.signal(signal.SIGTERM, previous)

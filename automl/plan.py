@@ -508,7 +508,7 @@ def _cost_section(plan: Plan) -> str:
         [
             "Cost:",
             f"  budget      {limits}",
-            f"  forecast    {time} ({forecast['origin']}{source})",
+            f"  forecast    {time} for the trials ({forecast['origin']}{source})",
             f"  machine     {machine['cores']} cores, {machine['gpus']} GPUs,"
             f" {machine['memory_gib']} GiB memory ({machine['memory_free_gib']} free)",
             f"  per trial   {share['cpus']:g} cores, {share['gpus']:g} GPUs,"

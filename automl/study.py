@@ -204,14 +204,17 @@ def _score(study: Study, value: float | None) -> str:
 
 
 def _parity_table(bundle: Bundle) -> str:
-    roles = [role for role in ("checkpoint", "graph", "engine") if role in bundle.backends]
+    rescaled = any(row["native"] != row["checkpoint"] for row in bundle.metrics.values())
+    roles = ["native"] if rescaled else []  # images of several sizes: compared at the engine's
+    roles += [role for role in ("checkpoint", "graph", "engine") if role in bundle.backends]
     rows: list[tuple[str, ...]] = []
     for metric, row in bundle.metrics.items():
         percent = row["unit"] == "fraction"  # files hold fractions, consoles show percent
         scale, unit = (100.0, "%") if percent else (1.0, row["unit"])
         values = (f"{scale * row[role]:.4f}" for role in roles)
         rows.append((f"{metric} {unit}".strip(), *values, f"{scale * row['difference']:+.4f}"))
-    head = ("metric", *roles, "engine - checkpoint")
+    titles = {"native": "checkpoint, native size"}
+    head = ("metric", *(titles.get(role, role) for role in roles), "engine - checkpoint")
     backends = [(role, bundle.backends[role]) for role in roles]
     return f"{table(rows, head)}\n{table(backends)}"
 

@@ -66,6 +66,14 @@ def test_a_study_ends_with_bundle_and_report() -> None:
     assert "engine - checkpoint" in text
 
 
+def test_scores_at_another_size_are_named() -> None:
+    said: list[str] = []
+
+    assert run("behaviour.mixed_sizes=true", said=said) == 0
+
+    assert "checkpoint, native size" in "\n".join(said)
+
+
 def test_the_same_command_again_changes_nothing() -> None:
     run(**UNPROMOTED)
     before = [trial.params for trial in read_study(study_directory()).trials]
