@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 INK, GREY, GRID = "#1b1f24", "#767676", "#dfe3e8"
 BLUE, GREEN, VERMILION, PURPLE = "#0072B2", "#00835d", "#c75000", "#a8558a"
 GOOD_TO_BAD = ("#00204d", "#31446b", "#666970", "#8f8670", "#ab9f73")  # cividis, dark is good
-LOG_FROM = 8.0  # largest over smallest value from which an axis is logarithmic
+LOG_FROM = 5.0  # largest over smallest value from which an axis is logarithmic
 
 
 @dataclass(frozen=True)
@@ -187,8 +187,8 @@ def parallel(study: Study) -> Figure | None:
                                   font={"size": 11, "color": GREY})  # fmt: skip
     figure.update_xaxes(range=[-0.03, 1.03], showticklabels=False, title_text="", zeroline=False,
                         tickvals=[0, 1])  # fmt: skip
-    figure.update_yaxes(type="category", categoryorder="array", categoryarray=rows[::-1],
-                        range=[-0.5, len(rows) - 0.3])  # fmt: skip
+    _name_rows(figure, [parameter.path for parameter in parameters])
+    figure.update_yaxes(range=[-0.5, len(rows) - 0.3])
     figure.update_layout(height=150 + 56 * len(rows), hovermode="closest")
     return figure
 
@@ -252,12 +252,12 @@ def importances(study: Study, found: Importance) -> Figure | None:
                 error_x=_interval(shares),
                 hovertemplate="%{y}: %{x:.1%}<extra></extra>",
             )
-    rows = [escape(share.path) for share in (*found.shares, found.probe)]
+    names = [share.path for share in (*found.shares, found.probe)]
     figure.add_vrect(x0=0, x1=found.probe.high, fillcolor=VERMILION, opacity=0.1, line_width=0)
     figure.update_xaxes(title_text="share of the variance, with 90 % interval", tickformat=".0%",
                         rangemode="tozero")  # fmt: skip
-    figure.update_yaxes(type="category", categoryorder="array", categoryarray=rows[::-1])
-    figure.update_layout(height=140 + 28 * len(rows), barmode="overlay", bargap=0.35)
+    _name_rows(figure, names)
+    figure.update_layout(height=140 + 28 * len(names), barmode="overlay", bargap=0.35)
     return figure
 
 
@@ -300,6 +300,18 @@ def _figure(study: Study) -> Figure:
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)
     return figure
+
+
+def _name_rows(figure: Figure, paths: Sequence[str]) -> None:
+    """Rows from top to bottom, by the last part of a path where that is enough to tell it."""
+    leaves = [path.rpartition(".")[2] for path in paths]
+    short = [
+        ".".join(path.split(".")[-2:]) if leaves.count(leaf) > 1 else leaf
+        for path, leaf in zip(paths, leaves, strict=True)
+    ]
+    rows = [escape(path) for path in paths]
+    figure.update_yaxes(type="category", categoryorder="array", categoryarray=rows[::-1],
+                        tickvals=rows, ticktext=[escape(name) for name in short])  # fmt: skip
 
 
 def _value_axis(figure: Figure, study: Study, values: Sequence[float]) -> None:

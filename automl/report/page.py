@@ -52,7 +52,8 @@ def trials_frame(study: Study) -> pd.DataFrame:
     """Return the study's table with peak memory and the objective after every epoch.
 
     Columns besides those of `Study.dataframe`: `peak_memory_mb`, and `<metric>@<epoch>` for each
-    epoch up to a full run; fractions stay fractions. Every value in a chart is in here.
+    epoch up to a full run; every other metric after the trial's last epoch. Fractions stay
+    fractions. Every value in a chart is in here.
     """
     frame = study.dataframe()
     metric = study.objective.metric
@@ -62,6 +63,9 @@ def trials_frame(study: Study) -> pd.DataFrame:
     frame["peak_memory_mb"] = [sections.peak_memory(trial) for trial in study.trials]
     for epoch in range(1, study.resolved.full_epochs + 1):
         frame[f"{metric}@{epoch}"] = [trial.value_at(epoch, metric) for trial in study.trials]
+    names = {name for trial in study.trials for record in trial.epochs for name in record.metrics}
+    for name in sorted(names - {metric, "seconds", "peak_memory_mb"}):
+        frame[name] = [trial.value_at(trial.last_epoch, name) for trial in study.trials]
     return frame
 
 

@@ -49,10 +49,11 @@ def _pair(study: Study, best: dict[str, Any], baseline: dict[str, Any] | None) -
         sides.insert(0, ("Baseline", folder / "baseline", baseline))
     panels = [
         Panel("Left image", shown / best["left"]),
-        *(Panel(side, place / item["prediction"]) for side, place, item in sides),
         Panel("Ground truth", shown / best["truth"]),
-        *(Panel(_error_title(side, item), place / item["error"]) for side, place, item in sides),
     ]
+    for side, place, item in sides:
+        error = f"{side}, error (EPE {score(item['epe'], 'px')})"
+        panels += [Panel(side, place / item["prediction"]), Panel(error, place / item["error"])]
     return tag(
         "figure",
         join(
@@ -63,10 +64,6 @@ def _pair(study: Study, best: dict[str, Any], baseline: dict[str, Any] | None) -
         ),
         class_="pair",
     )
-
-
-def _error_title(side: str, item: dict[str, Any]) -> str:
-    return f"{side}, error (EPE {score(item['epe'], 'px')})"
 
 
 def _scale(item: dict[str, Any]) -> Html:

@@ -140,7 +140,40 @@ def verdict(study: Study, bundle: Mapping[str, Any] | None) -> Html:
             ", ".join(f"{n} {state}" for state, n in counts.items()) or "none started",
         ),
     ]
-    return join([tag("div", join(tiles), class_="tiles"), *_cautions(study, bundle)])
+    tiles_ = tag("div", join(tiles), class_="tiles")
+    return join([tiles_, *_cautions(study, bundle), _other_metrics(study, bundle)])
+
+
+def _other_metrics(study: Study, bundle: Mapping[str, Any] | None) -> Html:
+    """Every validation metric of baseline and best; the bundle knows the units."""
+    best, baseline = study.best(), study.baseline()
+    if bundle is None or best is None or baseline is None or study.value(baseline) is None:
+        return Html("")
+    prefix = study.objective.metric.rpartition("/")[0] + "/"
+    rows: list[tuple[object, ...]] = []
+    for name, facts_ in bundle["metrics"].items():
+        before = baseline.value_at(_full(study), prefix + name)
+        after = best.value_at(_full(study), prefix + name)
+        if before is None or after is None:
+            continue
+        unit = facts_["unit"]
+        rows.append(
+            (
+                tag("code", prefix + name),
+                score(before, unit),
+                score(after, unit),
+                difference(after - before, unit),
+                percent(_change(after, before)),
+            )
+        )
+    columns = [
+        Column("Metric"),
+        Column("Baseline (trial 0)", numeric=True),
+        Column(f"Best (trial {best.id})", numeric=True),
+        Column("Difference", numeric=True),
+        Column("Of the baseline", numeric=True),
+    ]
+    return table(f"All validation metrics after {_full(study)} epochs", columns, rows)
 
 
 def _tile(name: str, value: str, note: str, look: str = "") -> Html:

@@ -80,7 +80,8 @@ def write_pictures(
 
     Returns:
         Per sample its `name`, the file names `left`, `truth`, `prediction` and `error`, its `epe`
-        in px (None without valid pixels), and `scale_px`, the disparity of the last colour.
+        in px (None without valid pixels), and the values of the last colour: `scale_px` of a
+        disparity, `error_scale_px` of an error.
     """
     items: list[dict[str, Any]] = []
     for index, sample in zip(
@@ -103,6 +104,7 @@ def write_pictures(
                 **{kind: f"{index}_{kind}.png" for kind in pictures},
                 "epe": float(error.mean()) if error.size else None,
                 "scale_px": scale,
+                "error_scale_px": viz.ERROR_FULL_SCALE,
             }
         )
     return items

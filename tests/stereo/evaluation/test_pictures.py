@@ -91,6 +91,7 @@ def test_report_pictures_share_the_scale_of_the_ground_truth(
     assert len(list(tmp_path.iterdir())) == 8
     item = items[1]
     known = np.linspace(1, 10, W, dtype=np.float32)[5:]
+    assert item["error_scale_px"] == viz.ERROR_FULL_SCALE
     assert item["scale_px"] == pytest.approx(np.quantile(np.tile(known, H), 0.98))
     prediction = np.linspace(0, 8, W, dtype=np.float32)
     assert item["epe"] == pytest.approx(np.abs(prediction[5:] - known).mean(), rel=1e-5)
