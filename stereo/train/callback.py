@@ -256,10 +256,11 @@ class RunCallback(pl.Callback):
 
     def _save(self, trainer: pl.Trainer, module: DepthModule) -> Path:
         scaler = getattr(trainer.precision_plugin, "scaler", None)
+        is_last = module.progress.epoch >= module.spec.train.num_epochs
         path = checkpoint.save(
             self.directory,
             module,
-            _optimizer(module),
+            None if is_last and self.report is not None else _optimizer(module),
             metrics=self.metrics,
             best=self.best,
             rng=self._rng,

@@ -42,7 +42,7 @@ def file_name(epoch: int, step: int) -> str:
 def save(
     directory: Path,
     module: DepthModule,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | None,
     *,
     metrics: Mapping[str, float],
     best: Mapping[str, Any],
@@ -54,7 +54,7 @@ def save(
     Args:
         directory: of the train action.
         module: network and progress.
-        optimizer: its moments are saved.
+        optimizer: its moments are saved; None for a run that nothing will continue.
         metrics: of the last finished epoch.
         best: monitored value and file name of the best checkpoint so far.
         rng: generator states to store; default: the present ones.
@@ -66,7 +66,7 @@ def save(
     path = directory / file_name(epoch, progress.step)
     payload = {
         "state_dict": module.state_dict(),
-        "optimizer_states": [optimizer.state_dict()],
+        "optimizer_states": [] if optimizer is None else [optimizer.state_dict()],
         "lr_schedulers": [],
         "epoch": epoch,
         "global_step": progress.step,
@@ -85,8 +85,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, payload: Mapping[str, An
     """Take the moments from a checkpoint; rates and decay stay those of the present spec.
 
     Raises:
-        CheckpointError: the state is that of another network.
+        CheckpointError: there is no state, or it is that of another network.
     """
+    if not payload["optimizer_states"]:
+        raise CheckpointError(
+            "the checkpoint to resume is the last one of a study's trial and holds weights only:"
+            " use train.pretrained_model_path to start from them"
+        )
     groups = optimizer.state_dict()["param_groups"]
     saved = payload["optimizer_states"][0]
     if [len(g["params"]) for g in groups] != [len(g["params"]) for g in saved["param_groups"]]:
