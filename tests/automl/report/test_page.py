@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from automl.errors import StoreError
+from automl.errors import PromotionError, StoreError
+from automl.promote.chain import promote
 from automl.report.page import write_report
 from automl.store import Study, read_study
+from tests.automl.quadratic import NAME
 from tests.automl.report.examples import charts, compare, finished, new, rows
 from tests.automl.studies import end, finish_epoch, start
 
@@ -141,6 +143,34 @@ def test_a_rejected_bundle_is_called_rejected_with_the_reason(tmp_path: Path) ->
 
     assert '<p class="value">rejected</p>' in text
     assert "by 0.06 px, allowed 0.05" in text
+    study.close()
+
+
+def test_a_promotion_that_failed_is_told_with_its_reason(tmp_path: Path) -> None:
+    study = finished(tmp_path, spec={"behaviour": {"engine_fails": True}})
+    with pytest.raises(PromotionError):
+        promote(study, NAME)
+
+    text = write_report(study).read_text("utf-8")
+
+    assert "step gen_trt_engine failed" in text
+    assert "no engine today" in text
+    study.close()
+
+
+def test_a_bundle_of_an_earlier_best_is_called_so(tmp_path: Path) -> None:
+    study = finished(tmp_path, promoted=True)
+    old = study.best()
+    assert old is not None
+    number = len(study.trials)
+    start(study, number, {**old.params, "train.flip": 0.3})
+    for epoch in range(1, study.resolved.full_epochs + 1):
+        finish_epoch(study, number, epoch, 0.1)
+    end(study, number, "complete")
+
+    text = write_report(study).read_text("utf-8")
+
+    assert f"The bundle is of trial {old.id}, which was the best before." in text
     study.close()
 
 
