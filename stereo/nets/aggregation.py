@@ -19,7 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stereo.nets.blocks import AxialConv3d, BatchNorm, ConvBlock, FeatureGate, Residual
+from stereo.nets.blocks import (
+    AxialConv3d,
+    BatchNorm,
+    ConvBlock,
+    FeatureGate,
+    Residual,
+    spatial_shape,
+)
 from stereo.nets.edgenext import FeaturePyramid
 
 HEADS = 4
@@ -65,12 +72,15 @@ class GroupAttention(nn.Module):
         self.out_proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        length, channels = (int(size) for size in x.shape[1:])
+        width = channels // HEADS
         q, k, v = (
-            project(x).unflatten(-1, (HEADS, -1))  # (N, L, heads, C/heads)
+            project(x).reshape(-1, length, HEADS, width)  # (N, L, heads, C/heads)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (N, L, heads, heads)
-        return self.out_proj((torch.softmax(scores, dim=-1) @ v).flatten(-2))
+        scores = q @ k.transpose(-2, -1) / math.sqrt(width)  # (N, L, heads, heads)
+        mixed = torch.softmax(scores, dim=-1) @ v
+        return self.out_proj(mixed.reshape(-1, length, channels))
 
 
 class TransformerLayer(nn.Module):
@@ -110,12 +120,13 @@ class DisparityTransformer(nn.Module):
         self.register_buffer("position", sinusoidal_table(length, channels), persistent=False)
 
     def forward(self, volume: Tensor) -> Tensor:
-        batch, _, _, height, width = volume.shape
-        tokens = volume.permute(0, 3, 4, 2, 1).flatten(0, 2)  # (B h w, L, C)
+        channels, (length, height, width) = int(volume.shape[1]), spatial_shape(volume)
+        tokens = volume.permute(0, 3, 4, 2, 1).reshape(-1, length, channels)  # (B h w, L, C)
         tokens = tokens + self.position
         for layer in self.sa:
             tokens = layer(tokens)
-        return tokens.unflatten(0, (batch, height, width)).permute(0, 4, 3, 1, 2)
+        tokens = tokens.reshape(-1, height, width, length, channels)
+        return tokens.permute(0, 4, 3, 1, 2)  # (B, C, L, h, w)
 
 
 class DownGated(nn.Module):
@@ -263,5 +274,6 @@ class Hourglass(nn.Module):
 def soft_argmin(scores: Tensor) -> Tensor:
     """Expected disparity (B, 1, h, w) in candidates, from scores (B, 1, D, h, w)."""
     probability = torch.softmax(scores.squeeze(1), dim=1)  # (B, D, h, w)
-    candidates = torch.arange(scores.shape[2], dtype=scores.dtype, device=scores.device)
+    count = int(scores.shape[2])
+    candidates = torch.arange(count, dtype=scores.dtype, device=scores.device)
     return (probability * candidates[:, None, None]).sum(dim=1, keepdim=True)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stereo.nets.blocks import spatial_shape
 from stereo.nets.sampling import LinearTable, halve
 
 
@@ -36,8 +37,9 @@ def group_wise_correlation(
     Returns:
         Volume (B, G, D, h, w): sum over the C/G channels of left[x] * right[x - d].
     """
-    width = left.shape[-1]
-    left, right = (x.unflatten(1, (num_groups, -1)) for x in (left, right))  # (B, G, C/G, h, w)
+    channels, (height, width) = int(left.shape[1]), spatial_shape(left)
+    groups = (-1, num_groups, channels // num_groups, height, width)
+    left, right = left.reshape(groups), right.reshape(groups)
     if normalize:
         left, right = F.normalize(left, dim=2), F.normalize(right, dim=2)
     # Column k of the padded right row holds right[w - 1 - k], and 0 from k = w on.
@@ -45,8 +47,10 @@ def group_wise_correlation(
     products = left.permute(0, 1, 3, 4, 2) @ reversed_right.permute(0, 1, 3, 2, 4)
     # (B, G, h, w, w + D); candidate d of column x is at k = w - 1 - x + d.
     row = width + max_disparity
-    diagonals = products.flatten(-2)[..., width - 1 : width - 1 + width * (row - 1)]
-    volume = diagonals.unflatten(-1, (width, row - 1))[..., :max_disparity]  # (B, G, h, w, D)
+    products = products.reshape(-1, num_groups, height, width * row)
+    diagonals = products[..., width - 1 : width - 1 + width * (row - 1)]
+    diagonals = diagonals.reshape(-1, num_groups, height, width, row - 1)
+    volume = diagonals[..., :max_disparity]  # (B, G, h, w, D)
     return volume.permute(0, 1, 4, 2, 3)
 
 
@@ -61,12 +65,14 @@ def concatenation_volume(left: Tensor, right: Tensor, *, max_disparity: int) -> 
     Returns:
         Volume (B, 2C, D, h, w); the left half does not depend on d, also where x < d.
     """
-    width = left.shape[-1]
+    channels, (height, width) = int(left.shape[1]), spatial_shape(left)
     row = width + max_disparity
     # Row d of the repeated array is read from column D - d on: right[x - d] behind D zeros.
     padded = F.pad(right, (max_disparity, 0)).unsqueeze(3)
-    repeated = padded.expand(-1, -1, -1, max_disparity, -1).flatten(-2)  # (B, C, h, D * (w + D))
-    shifted = repeated[..., max_disparity:].unflatten(-1, (max_disparity, row - 1))
+    repeated = padded.expand(-1, -1, -1, max_disparity, -1)
+    repeated = repeated.reshape(-1, channels, height, max_disparity * row)
+    shifted = repeated[..., max_disparity:]
+    shifted = shifted.reshape(-1, channels, height, max_disparity, row - 1)
     shifted = shifted[..., :width]  # (B, C, h, D, w)
     constant = left.unsqueeze(2).expand(-1, -1, max_disparity, -1, -1)
     return torch.cat((constant, shifted.transpose(2, 3)), dim=1)
@@ -95,10 +101,11 @@ class GeometryLookup:
     def __init__(
         self, volume: Tensor, left: Tensor, right: Tensor, *, levels: int, radius: int
     ) -> None:
-        self.map_shape = (volume.shape[0], *volume.shape[-2:])
-        geometry = volume.permute(0, 3, 4, 2, 1).flatten(0, 2)  # (N, D, C)
-        appearance = all_pairs_correlation(left, right).flatten(0, 2).unsqueeze(-1)  # (N, w, 1)
-        self.column = torch.arange(volume.shape[-1], dtype=volume.dtype, device=volume.device)
+        channels, (depth, height, width) = int(volume.shape[1]), spatial_shape(volume)
+        self.map_shape = (-1, height, width)
+        geometry = volume.permute(0, 3, 4, 2, 1).reshape(-1, depth, channels)  # (N, D, C)
+        appearance = all_pairs_correlation(left, right).reshape(-1, width, 1)  # (N, w, 1)
+        self.column = torch.arange(width, dtype=volume.dtype, device=volume.device)
         self.levels: list[tuple[LinearTable, LinearTable]] = []
         for level in range(levels):
             if level:
@@ -111,15 +118,16 @@ class GeometryLookup:
         Channels: level by level the geometry samples, tap-major, then the appearance samples
         (`channel_order` tells where the released weights expect them).
         """
-        position = disparity.flatten()
-        match = (self.column - disparity).flatten()
+        position = disparity.reshape(-1)
+        match = (self.column - disparity).reshape(-1)
         samples: list[Tensor] = []
         for level, (geometry, appearance) in enumerate(self.levels):
             scale = 0.5**level
             samples.append(geometry.read(position * scale).flatten(1))
             samples.append(appearance.read(match * scale).flatten(1))
         features = torch.cat(samples, dim=1)  # (N, channels)
-        return features.unflatten(0, self.map_shape).permute(0, 3, 1, 2)
+        features = features.reshape(*self.map_shape, int(features.shape[1]))
+        return features.permute(0, 3, 1, 2)
 
 
 def lookup_channels(*, channels: int, levels: int, radius: int) -> int:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stereo.nets.blocks import UpMerge
+from stereo.nets.blocks import UpMerge, spatial_shape
 
 WIDTHS = (48, 96, 160, 304)
 DEPTHS = (3, 3, 9, 3)
@@ -91,7 +91,7 @@ class FourierPosition(nn.Module):
         return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
+        height, width = spatial_shape(x)
         rows = self._axis(height, x)[:, None].expand(-1, width, -1)
         columns = self._axis(width, x)[None].expand(height, -1, -1)
         code = torch.cat((rows, columns), dim=-1)  # (H, W, 64)
@@ -108,13 +108,15 @@ class CrossCovarianceAttention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        count, channels = (int(size) for size in x.shape[1:])
         qkv = self.qkv(x).transpose(1, 2)  # (B, 3C, N)
-        q, k, v = qkv.unflatten(1, (3, HEADS, -1)).unbind(1)  # each (B, heads, C/heads, N)
+        qkv = qkv.reshape(-1, 3, HEADS, channels // HEADS, count)
+        q, k, v = qkv.unbind(1)  # each (B, heads, C/heads, N)
         q = F.normalize(q, dim=-1)
         k = F.normalize(k, dim=-1)
         attention = torch.softmax(q @ k.transpose(-2, -1) * self.temperature, dim=-1)
-        mixed = (attention @ v).flatten(1, 2).transpose(1, 2)  # (B, N, C)
-        return self.proj(mixed)
+        mixed = (attention @ v).reshape(-1, channels, count)
+        return self.proj(mixed.transpose(1, 2))
 
 
 class SplitTransposeEncoder(Mlp):
@@ -146,7 +148,7 @@ class SplitTransposeEncoder(Mlp):
         tokens = y.flatten(2).transpose(1, 2)  # (B, N, C)
         tokens = tokens + self.gamma_xca * self.xca(self.norm_xca(tokens))
         out = self.expand(tokens).transpose(1, 2)  # (B, C, N)
-        return x + out.unflatten(2, x.shape[-2:])
+        return x + out.reshape(-1, int(x.shape[1]), *spatial_shape(x))
 
 
 def _stage(index: int) -> nn.Sequential:

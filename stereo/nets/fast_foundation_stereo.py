@@ -23,6 +23,7 @@ from stereo.nets.blocks import (
     ChannelAttention,
     ConvBlock,
     FeatureGate,
+    ScoreConv3d,
     SpatialAttention,
     channels_last,
 )
@@ -153,7 +154,7 @@ class FastFoundationStereo(nn.Module):
         self.proj_cmb = nn.Conv2d(x4, spec.concat_channel // 2, 1)
         self.corr_feature_att = VolumeStem(spec.cv_group + spec.concat_channel, c, x4)
         self.cost_agg = Hourglass(c, feature_widths=feature_widths, candidates=self.candidates)
-        self.classifier = nn.Sequential(nn.Conv3d(c, 1, 3, padding=1))
+        self.classifier = nn.Sequential(ScoreConv3d(c))
         self.cnet = Context(x4, widths.hidden, widths.context)
         self.cam = ChannelAttention(widths.context, widths.attention)
         self.sam = SpatialAttention()

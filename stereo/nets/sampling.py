@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from stereo.nets.blocks import spatial_shape
+
 
 class LinearTable:
     """Rows of samples, one row per pixel, read at fractional positions.
@@ -30,7 +32,7 @@ class LinearTable:
     def __init__(self, rows: Tensor, radius: int) -> None:
         self.taps = 2 * radius + 1
         self.radius = radius
-        self.length = rows.shape[1]
+        self.length = int(rows.shape[1])
         self.margin = self.taps + 1
         self.padded = F.pad(rows, (0, 0, self.margin, self.margin))  # (N, D + 2 margin, C)
 
@@ -56,22 +58,29 @@ class LinearTable:
 
 def halve(rows: Tensor) -> Tensor:
     """Return the means of adjacent samples (N, D // 2, C); an odd last one of D is dropped."""
-    even = rows.shape[1] // 2 * 2
-    return rows[:, :even].unflatten(1, (-1, 2)).mean(dim=2)
+    length, channels = (int(size) for size in rows.shape[1:])
+    pairs = rows[:, : length // 2 * 2].reshape(-1, length // 2, 2, channels)
+    first, second = pairs.unbind(2)
+    return (first + second) / 2
 
 
 def _window_index(start: Tensor, size: int, length: int) -> Tensor:
     """Flat row numbers (N * size) of windows [start, start + size) in (N * length) rows."""
     first = start + torch.arange(start.shape[0], device=start.device) * length
-    return (first[:, None] + torch.arange(size, device=start.device)).flatten()
+    return (first[:, None] + torch.arange(size, device=start.device)).reshape(-1)
 
 
 def _gather_windows(table: Tensor, start: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Return rows [start, start + size) of every pixel (N, size, C), and the table to use next."""
     if torch.is_grad_enabled() and table.requires_grad:
         return _GatherWindows.apply(table, start, size)
-    index = _window_index(start, size, table.shape[1])
-    return table.flatten(0, 1).index_select(0, index).unflatten(0, (-1, size)), table
+    return _windows(table, _window_index(start, size, int(table.shape[1])), size), table
+
+
+def _windows(table: Tensor, index: Tensor, size: int) -> Tensor:
+    """Return the rows `index` (N * size) of a table (N, length, C) as (N, size, C)."""
+    channels = int(table.shape[2])
+    return table.reshape(-1, channels).index_select(0, index).reshape(-1, size, channels)
 
 
 class _GatherWindows(torch.autograd.Function):
@@ -84,12 +93,11 @@ class _GatherWindows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, start: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        index = _window_index(start, size, table.shape[1])
+        index = _window_index(start, size, int(table.shape[1]))
         ctx.save_for_backward(index)
         ctx.table_shape = table.shape
         ctx.set_materialize_grads(False)
-        windows = table.flatten(0, 1).index_select(0, index).unflatten(0, (-1, size))
-        return windows, table.view_as(table)
+        return _windows(table, index, size), table.view_as(table)
 
     @staticmethod
     @once_differentiable
@@ -116,10 +124,10 @@ def convex_upsample(disparity: Tensor, weights: Tensor) -> Tensor:
     Returns:
         Disparity (B, 1, 4h, 4w) in px of the full-resolution image.
     """
-    height, width = disparity.shape[-2:]
+    height, width = spatial_shape(disparity)
     padded = F.pad(4 * disparity, (1, 1, 1, 1))
     shifted = [padded[..., y : y + height, x : x + width] for y in range(3) for x in range(3)]
     neighbours = torch.cat(shifted, dim=1)[:, :, :, None, :, None]  # (B, 9, h, 1, w, 1)
-    blocks = weights.unflatten(3, (width, 4)).unflatten(2, (height, 4))  # (B, 9, h, 4, w, 4)
+    blocks = weights.reshape(-1, 9, height, 4, width, 4)
     full = (blocks * neighbours).sum(dim=1, keepdim=True)  # (B, 1, h, 4, w, 4)
-    return full.flatten(4, 5).flatten(2, 3)
+    return full.reshape(-1, 1, 4 * height, 4 * width)

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from stereo.nets.blocks import AxialConv3d, BatchNorm, DepthConv3d, channels_last
+from stereo.nets.blocks import (
+    AxialConv3d,
+    BatchNorm,
+    DepthConv3d,
+    PlaneConv3d,
+    ScoreConv3d,
+    channels_last,
+)
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 3, 4), (2, 5, 2, 3, 4)])
@@ -22,6 +29,21 @@ def test_layout_changes_in_memory_only(shape: tuple[int, ...]) -> None:
 def test_convolution_along_disparity_equals_the_3d_one(depth: int, size: int) -> None:
     conv = DepthConv3d(6, depth)
     volume = channels_last(torch.randn(2, 6, size, 3, 5))
+
+    torch.testing.assert_close(conv(volume), nn.Conv3d.forward(conv, volume), atol=1e-5, rtol=1e-5)
+
+
+def test_convolution_within_planes_equals_the_3d_one() -> None:
+    conv = PlaneConv3d(6, 4)
+    volume = channels_last(torch.randn(2, 6, 3, 4, 5))
+
+    torch.testing.assert_close(conv(volume), nn.Conv3d.forward(conv, volume), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (3, 4, 5)])
+def test_score_convolution_equals_the_3d_one(size: tuple[int, int, int]) -> None:
+    conv = ScoreConv3d(6)
+    volume = channels_last(torch.randn(2, 6, *size))
 
     torch.testing.assert_close(conv(volume), nn.Conv3d.forward(conv, volume), atol=1e-5, rtol=1e-5)
 
