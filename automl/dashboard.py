@@ -103,6 +103,7 @@ def _start(session: Mapping[str, str], port: int) -> subprocess.Popen[bytes]:
     options = {"host": HOST, "port": str(port), "port-retries": "0", **session}
     return subprocess.Popen(
         [sys.executable, str(program), *(f"--{name}={value}" for name, value in options.items())],
+        env={"RAY_AUTH_MODE": "token", **os.environ},  # a local session asks for its token
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C reaches this process only, which ends it in order

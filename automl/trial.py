@@ -17,7 +17,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,7 @@ from automl.study_spec import set_path
 
 RESUME_KEY = "train.resume_training_checkpoint_path"
 TRIAL_VARIABLE = "DEPTHTUNE_TRIAL"  # set while a trial trains: a trial never starts a study
+WORKER_LOG = "worker.log"  # in the trial's directory: output of its process, and tracebacks
 FAILURES_IN_A_ROW = 3
 
 Cause = Literal["new", "resumed", "retried"]
@@ -69,7 +70,8 @@ def run_trial(job: Job, report: Report) -> Outcome:
             trainable = find_trainable(job.trainable)
             result = trainable.run("train", job.spec, job.directory, report)
     except Exception as error:  # noqa: BLE001 - whatever a trainer raises must not end the study
-        traceback.print_exc()
+        with suppress(OSError), (job.directory / WORKER_LOG).open("a", encoding="utf-8") as log:
+            traceback.print_exception(error, file=log)
         detail = f"{type(error).__name__}: {error}"
         return Outcome(Status.FAILED, detail, disk_full=_is_disk_full(error))
     full = result.status == Status.FAILED and os.strerror(errno.ENOSPC) in result.detail
@@ -264,6 +266,11 @@ class TrialDriver:
         if limits.hours is not None and total > 3600 * limits.hours:
             return f"killed: longer than {limits.hours:g} h (trial_limits.hours)"
         return None
+
+    def end_study(self) -> None:
+        """Record that the budget is used and every trial has ended."""
+        if self.study.end_reason is None:
+            self._append({"kind": "study_ended", "reason": self.end_reason()})
 
     def fail(self, error: AutoMLError) -> None:
         """Remember why the study cannot go on; the first reason counts."""

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from automl.trial import TrialDriver
 
@@ -29,17 +30,24 @@ class Interruption:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._leave_at_once = False
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._arrived)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.getsignal(number)
+        self.catch()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+
+    def catch(self) -> None:
+        """Install the handlers; once more after a library has installed its own."""
+        if threading.current_thread() is threading.main_thread():
+            for number in self._before:
+                signal.signal(number, self._arrived)
 
     @contextmanager
     def leaves_training(self) -> Generator[None]:
@@ -81,5 +89,4 @@ def conclude(driver: TrialDriver, interruption: Interruption) -> None:
         raise KeyboardInterrupt
     if interruption.signal is not None:
         raise SystemExit(128 + interruption.signal)
-    if driver.study.end_reason is None:
-        driver.study.append({"kind": "study_ended", "reason": driver.end_reason()})
+    driver.end_study()

@@ -31,11 +31,12 @@ from ray import tune
 from ray.exceptions import RayError
 from ray.tune import TuneError
 
+from automl.contract import Status
 from automl.errors import StoreError, StudyFailedError
 from automl.resources import TrialResources, gpus, per_trial
 from automl.runners import Interruption, conclude
 from automl.runners.ray_search import StopWhen, StudyScheduler, StudySearcher, StudyWatch
-from automl.trial import Job, TrialDriver, run_trial
+from automl.trial import WORKER_LOG, Job, Outcome, TrialDriver, run_trial
 
 if TYPE_CHECKING:
     from automl.algorithms.table import Algorithm
@@ -65,7 +66,6 @@ def run(
     *,
     live: Callable[[Mapping[str, Any]], None] | None = None,
     address: str | None = None,
-    dashboard: bool = False,
 ) -> None:
     """Run or resume a study to the end of its budget; call it from the main thread.
 
@@ -75,7 +75,6 @@ def run(
         trainable: name of the trainer, found again in every worker.
         live: sees every event after it was recorded.
         address: `HOST:PORT` of a running cluster; None: processes on this machine.
-        dashboard: start Ray's dashboard on 127.0.0.1.
 
     Raises:
         AutoMLError: the study cannot go on (full disk, trials keep failing, Ray broke).
@@ -91,8 +90,9 @@ def run(
             with (
                 _environment(_ENVIRONMENT),
                 _ray_log(scratch),
-                _session(scratch, share, address, dashboard) as directory,
+                _session(scratch, share, address) as directory,
             ):
+                interruption.catch()  # Ray has installed its own handler of SIGTERM
                 _fit(driver, interruption, share, directory)
         conclude(driver, interruption)
 
@@ -163,7 +163,7 @@ class StudyWorker(tune.Trainable):
 
     def _begin(self, job: Job) -> None:
         with suppress(OSError):  # a full disk ends the trial where it matters
-            _write_output_to(job.directory / "worker.log")
+            _write_output_to(job.directory / WORKER_LOG)
         self._answer: bool | None = None
         self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
@@ -174,7 +174,11 @@ class StudyWorker(tune.Trainable):
             self._messages.put((epoch, dict(metrics), checkpoint))
             return self._answers.get()
 
-        self._messages.put(run_trial(job, report))
+        outcome = Outcome(Status.FAILED, "the trainer left its thread")  # e.g. by SystemExit
+        try:
+            outcome = run_trial(job, report)
+        finally:
+            self._messages.put(outcome)
 
     def _finish(self) -> None:
         """Let the thread end; a trainer that does not stop takes its process with it."""
@@ -191,6 +195,7 @@ def _write_output_to(path: Path) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
+    os.write(1, f"process {os.getpid()}\n".encode())
 
 
 # --- Ray's processes ---------------------------------------------------------------------------
@@ -227,9 +232,7 @@ def _processes_of(directory: Path) -> list[psutil.Process]:
 
 
 @contextmanager
-def _session(
-    scratch: Path, share: TrialResources, address: str | None, dashboard: bool
-) -> Generator[Path]:
+def _session(scratch: Path, share: TrialResources, address: str | None) -> Generator[Path]:
     """Yield the directory of a running Ray; nothing of it is left afterwards.
 
     Raises:
@@ -240,7 +243,7 @@ def _session(
     try:
         _write_session(scratch, {"directory": str(directory)})
         try:
-            _start_ray(directory, share, address, dashboard)
+            _start_ray(directory, share, address)
         except (OSError, RuntimeError, ValueError, RayError) as error:
             raise StudyFailedError(
                 f"Ray did not start: {error}. See {scratch / LOG_FILE}"
@@ -254,9 +257,7 @@ def _session(
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _start_ray(
-    directory: Path, share: TrialResources, address: str | None, dashboard: bool
-) -> None:
+def _start_ray(directory: Path, share: TrialResources, address: str | None) -> None:
     worker_environment = {"env_vars": share.environment() | {"RAY_CHDIR_TO_TRIAL_DIR": "0"}}
     quiet = {"log_to_driver": False, "logging_level": "WARNING"}
     if address is not None:
@@ -267,8 +268,7 @@ def _start_ray(
         num_cpus=max(1, round(share.cpus * share.max_concurrent)),
         num_gpus=gpus() if share.gpus else 0,
         object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=dashboard,
-        dashboard_host="127.0.0.1",
+        include_dashboard=False,  # `automl.dashboard` attaches one when it is wanted
         runtime_env=worker_environment,
         _temp_dir=str(directory),
         **quiet,
@@ -307,16 +307,15 @@ def _dashboard_facts() -> dict[str, str]:
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Generator[None]:
-    before = {name: os.environ.get(name) for name in values}
+    """Set variables, and take back afterwards whatever was set; Ray leaves some of its own."""
+    before = dict(os.environ)
     os.environ.update(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 @contextmanager
