@@ -16,7 +16,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from automl.report import figures, sections
+from automl.report import delivery, figures, sections, verdict
 from automl.report.importance import Importance, common_epoch, importance
 from automl.report.markup import Html, join, tag, text
 from automl.store import Study
@@ -41,7 +41,7 @@ def write_report(study: Study, path: Path | None = None) -> Path:
     page = path or study.directory / PAGE
     content = render(study)
     _write(page.with_name(CSV), trials_frame(study).to_csv(index=False))
-    spec = sections.specs(study)[1]
+    spec = delivery.specs(study)[1]
     if spec is not None:
         _write(page.with_name(SPEC), spec)
     _write(page, content)
@@ -71,11 +71,11 @@ def trials_frame(study: Study) -> pd.DataFrame:
 
 def render(study: Study) -> str:
     """Return the page."""
-    bundle = sections.read_bundle(study)
+    bundle = delivery.read_bundle(study)
     found = importance(study)
     charts = _charts(study, found)
     parts = {
-        "Verdict": sections.verdict(study, bundle),
+        "Verdict": verdict.verdict(study, bundle),
         "What was tuned": sections.tuned(study),
         "History": join([_chart(study, charts, "history"), sections.trials(study)])
         if study.trials
@@ -90,19 +90,19 @@ def render(study: Study) -> str:
         "Failures": sections.failures(study),
         "Cost": sections.cost(study),
         "Pictures": sections.pictures(study),
-        "Parity": sections.parity(study, bundle),
-        "Best spec": sections.best_spec(study),
+        "Parity": delivery.parity(study, bundle),
+        "Best spec": delivery.best_spec(study),
         "Machine": sections.machine(study, bundle),
     }
-    title = f"{study.name}: {sections.headline(study)}"
+    title = f"{study.name}: {verdict.headline(study)}"
     written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     template = Template(resources.files("automl.report").joinpath("page.html").read_text("utf-8"))
     return template.substitute(
         title=text(title),
-        headline=text(sections.headline(study)),
+        headline=text(verdict.headline(study)),
         under=text(
             f"Study {study.name} of model {study.resolved.study.model}, "
-            f"{sections.state_of(study)}; written {written}"
+            f"{verdict.state_of(study)}; written {written}"
         ),
         links=join(
             tag("li", tag("a", name, href=f"#{_identifier(name)}")) for name in parts

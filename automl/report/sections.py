@@ -1,29 +1,24 @@
-"""The sections of the page, each a function from the study to HTML, in the order of the page.
+"""Sections of the page, each a function from the study to HTML, in the order of the page.
 
 Written for the owner of a model who decides whether the best spec replaces the present one.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
 import platform
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import psutil
-import yaml
 
 from automl.algorithms.table import make_rungs, resolve
-from automl.errors import StoreError
 from automl.report.figures import kind
 from automl.report.importance import Importance, common_epoch
 from automl.report.markup import (
     NOTHING,
     Column,
     Html,
-    difference,
     facts,
     join,
     named,
@@ -34,197 +29,13 @@ from automl.report.markup import (
     tag,
 )
 from automl.report.pictures import gallery
+from automl.report.verdict import change
 from automl.resources import cores, gpus, per_trial
 from automl.space import Parameter
 from automl.store import Study, TrialRecord
 
-BUNDLE_FORMAT_VERSION = 1
 FAILURES = ("diverged", "out_of_memory", "invalid_spec", "failed")
-ROLES = ("checkpoint", "graph", "engine")
 DETAIL_LINES = 6  # of a failure shown at once; the rest unfolds
-
-
-def read_bundle(study: Study) -> dict[str, Any] | None:
-    """Return `bundle.json`, None without a bundle.
-
-    Raises:
-        StoreError: damaged, or of a newer format.
-    """
-    path = study.directory / "bundle" / "bundle.json"
-    try:
-        bundle = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise StoreError(f"{path}: is damaged: {error}. Promote the study again") from error
-    if bundle["format_version"] > BUNDLE_FORMAT_VERSION:
-        raise StoreError(
-            f"{path}: format_version {bundle['format_version']}, this program reads up to "
-            f"{BUNDLE_FORMAT_VERSION}. Use the newer release of depthtune that wrote it"
-        )
-    return bundle
-
-
-def state_of(study: Study) -> str:
-    """Return how far the study is; a driver that writes its last report has finished."""
-    return "finished" if study.end_reason is not None else study.state
-
-
-def specs(study: Study) -> tuple[str, str | None]:
-    """Return the base spec and the best trial's spec (None without one) as YAML."""
-    space = study.resolved.space
-    base: dict[str, Any] = study.resolved.to_dict()["base_spec"]
-    best = study.best()
-    return _yaml(base), None if best is None else _yaml(space.apply(base, best.params))
-
-
-def _yaml(spec: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(spec), sort_keys=False, allow_unicode=True)
-
-
-# --- verdict ------------------------------------------------------------------------------------
-
-
-def headline(study: Study) -> str:
-    """Return the outcome in one sentence."""
-    best, baseline = study.best(), study.baseline()
-    metric, unit = study.objective.metric, study.objective.unit
-    if best is None:
-        return (
-            "No result yet" if state_of(study) != "finished" else "No result: no trial is complete"
-        )
-    value = study.value(best)
-    before = study.value(baseline) if baseline is not None else None
-    if before is None:
-        return f"Trial {best.id} reached {metric} {score(value, unit)}; the baseline has no score"
-    if best.id == 0:
-        others = sum(trial.state == "complete" for trial in study.trials) - 1
-        return (
-            f"None of {others} other complete trials beat the baseline"
-            if others
-            else "Only the baseline is complete: nothing to compare yet"
-        )
-    change = _change(value, before)
-    words = "lower" if study.objective.direction == "minimize" else "higher"
-    share = f"{100 * abs(change):.1f} % " if change is not None else ""
-    return f"Trial {best.id} is better than the baseline: {metric} is {share}{words}"
-
-
-def verdict(study: Study, bundle: Mapping[str, Any] | None) -> Html:
-    """Best against baseline, the bundle, the trials."""
-    unit, metric = study.objective.unit, study.objective.metric
-    best, baseline = study.best(), study.baseline()
-    value = study.value(best) if best else None
-    before = study.value(baseline) if baseline else None
-    gain = value - before if value is not None and before is not None else None
-    counts = Counter(trial.state for trial in study.trials)
-    full = study.resolved.full_epochs
-    tiles = [
-        _tile("Baseline (trial 0)", score(before, unit), f"{metric} after {full} epochs"),
-        _tile(
-            "Best" + (f" (trial {best.id})" if best else ""),
-            score(value, unit),
-            f"{metric} after {full} epochs",
-        ),
-        _tile(
-            "Difference",
-            difference(gain, unit),
-            f"{percent(_change(value, before))} of the baseline"
-            if gain is not None
-            else "needs both complete",
-        ),
-        _bundle_tile(study, bundle),
-        _tile(
-            "Trials",
-            str(len(study.trials)),
-            ", ".join(f"{n} {state}" for state, n in counts.items()) or "none started",
-        ),
-    ]
-    tiles_ = tag("div", join(tiles), class_="tiles")
-    return join([tiles_, *_cautions(study, bundle), _other_metrics(study, bundle)])
-
-
-def _other_metrics(study: Study, bundle: Mapping[str, Any] | None) -> Html:
-    """Every validation metric of baseline and best; the bundle knows the units."""
-    best, baseline = study.best(), study.baseline()
-    if bundle is None or best is None or baseline is None or study.value(baseline) is None:
-        return Html("")
-    prefix = study.objective.metric.rpartition("/")[0] + "/"
-    rows: list[tuple[object, ...]] = []
-    for name, facts_ in bundle["metrics"].items():
-        before = baseline.value_at(_full(study), prefix + name)
-        after = best.value_at(_full(study), prefix + name)
-        if before is None or after is None:
-            continue
-        unit = facts_["unit"]
-        rows.append(
-            (
-                tag("code", prefix + name),
-                score(before, unit),
-                score(after, unit),
-                difference(after - before, unit),
-                percent(_change(after, before)),
-            )
-        )
-    columns = [
-        Column("Metric"),
-        Column("Baseline (trial 0)", numeric=True),
-        Column(f"Best (trial {best.id})", numeric=True),
-        Column("Difference", numeric=True),
-        Column("Of the baseline", numeric=True),
-    ]
-    return table(f"All validation metrics after {_full(study)} epochs", columns, rows)
-
-
-def _tile(name: str, value: str, note: str, look: str = "") -> Html:
-    parts = [tag("p", name, class_="name"), tag("p", value, class_="value"), tag("p", note)]
-    return tag("div", join(parts), class_=f"tile {look}".strip())
-
-
-def _change(value: float | None, before: float | None) -> float | None:
-    if value is None or before is None or before == 0:
-        return None
-    return (value - before) / abs(before)
-
-
-def _bundle_tile(study: Study, bundle: Mapping[str, Any] | None) -> Html:
-    failed = _failed_step(study)
-    if failed is not None:
-        return _tile("Bundle", "not made", f"step {failed['step']} failed", "bad")
-    if bundle is None:
-        return _tile("Bundle", "none", "the best trial has not been promoted")
-    if bundle["accepted"]:
-        return _tile("Bundle", "accepted", "engine and checkpoint agree within the limits", "good")
-    return _tile("Bundle", "rejected", "; ".join(bundle.get("rejected", ())), "bad")
-
-
-def _failed_step(study: Study) -> Mapping[str, Any] | None:
-    last = max(study.promotion.values(), key=lambda event: event["time"], default=None)
-    return last if last is not None and last["status"] == "failed" else None
-
-
-def _cautions(study: Study, bundle: Mapping[str, Any] | None) -> list[Html]:
-    """What a reader must know before using the result."""
-    best, state = study.best(), state_of(study)
-    notes: list[object] = []
-    if state == "running":
-        notes.append("The study is running: this page is a snapshot, and everything may change.")
-    if state == "interrupted":
-        notes.append("The study was interrupted; the same command resumes it.")
-    if study.end_reason:
-        notes.append(f"The study ended: {study.end_reason}.")
-    if best is not None and best.id != 0:
-        notes.append(
-            "Baseline and best were each trained once. How much a score varies between seeds was "
-            "not measured, and the best of several trials is also the luckiest of them: small "
-            "differences may not repeat."
-        )
-    if best is not None and bundle is not None and bundle["trial"] != best.id:
-        notes.append(f"The bundle is of trial {bundle['trial']}, which was the best before.")
-    failed = _failed_step(study)
-    if failed is not None:
-        notes.append(f"Promotion step {failed['step']} failed: {failed.get('detail', '')}")
-    return [tag("ul", join(tag("li", note) for note in notes), class_="notes")] if notes else []
 
 
 # --- what was tuned -----------------------------------------------------------------------------
@@ -256,7 +67,7 @@ def tuned(study: Study) -> Html:
     )
     better = "lower" if study.objective.direction == "minimize" else "higher"
     limits = {key: value for key, value in vars(settings.budget).items() if value is not None}
-    rows_ = [
+    settled = [
         ("Objective", f"{_objective(study)} after {_full(study)} epochs, {better} is better"),
         ("Model", settings.model),
         ("Data", f"training {_data(settings.data.train)}; validation {_data(settings.data.val)}"),
@@ -270,7 +81,7 @@ def tuned(study: Study) -> Html:
                 "A study changes the fields of the training spec that the trainer's schema names "
                 "as candidates, inside the schema's ranges. Trial 0 is the spec as given.",
             ),
-            facts(rows_),
+            facts(settled),
             shown,
             _dropped(study),
         ]
@@ -367,7 +178,7 @@ def trials(study: Study) -> Html:
                 trial.state + (f" ({look})" if look in ("best", "baseline") else ""),
                 f"{trial.last_epoch} of {_full(study)}",
                 score(value, unit).removesuffix(f" {unit}").removesuffix(" %"),
-                percent(_change(value, before)) if trial.id else NOTHING,
+                percent(change(value, before)) if trial.id else NOTHING,
                 f"{trial.seconds:.1f}",
                 f"{trial.seconds / trial.last_epoch:.2f}" if trial.last_epoch else NOTHING,
                 NOTHING if peak is None else f"{peak:.0f}",
@@ -496,7 +307,7 @@ def importance_text(study: Study, found: Importance) -> Html:
     )
 
 
-# --- pictures, parity, spec, machine ------------------------------------------------------------
+# --- pictures and machine -----------------------------------------------------------------------
 
 
 def pictures(study: Study) -> Html:
@@ -516,97 +327,6 @@ def pictures(study: Study) -> Html:
             shown,
         ]
     )
-
-
-def parity(study: Study, bundle: Mapping[str, Any] | None) -> Html:
-    """Scores of checkpoint, graph and engine with their backends, and the files."""
-    if bundle is None:
-        return tag("p", "There is no bundle: nothing was exported, so there is nothing to compare.")
-    scores, limits = bundle["metrics"], bundle["limits"]
-    native = any(
-        row.get("native", row["checkpoint"]) != row["checkpoint"] for row in scores.values()
-    )
-    roles = ("native", *ROLES) if native else ROLES
-    titles = {"native": "Checkpoint, images at their own size", "checkpoint": "Checkpoint",
-              "graph": "ONNX graph", "engine": "Engine"}  # fmt: skip
-    if native:
-        titles["checkpoint"] = "Checkpoint, at the engine's size"
-    columns = [
-        Column("Metric"),
-        *(Column(titles[role], numeric=True) for role in roles),
-        Column("Engine − checkpoint", numeric=True),  # noqa: RUF001 - a minus on the page
-        Column("Limit", numeric=True),
-    ]
-    rows = [
-        (
-            tag("code", metric),
-            *(score(row[role], row["unit"]) for role in roles),
-            difference(row["difference"], row["unit"]),
-            number(limits[metric], row["unit"]) if metric in limits else NOTHING,
-        )
-        for metric, row in scores.items()
-    ]
-    backends = [(titles[role], bundle["backends"].get(role, NOTHING)) for role in roles]
-    files = [
-        (tag("code", item["path"]), f"{item['bytes'] / 2**20:.2f}", tag("code", item["sha256"]))
-        for item in bundle["files"].values()
-    ]
-    refused = [tag("p", reason, class_="callout bad") for reason in bundle.get("rejected", ())]
-    return join(
-        [
-            *refused,
-            table("Scores on the same validation data", columns, rows),
-            tag("p", "Who computed each score:"),
-            facts(backends),
-            table(
-                "Files of the bundle",
-                [Column("File"), Column("Size [MiB]", numeric=True), Column("SHA-256")],
-                files,
-            ),
-        ]
-    )
-
-
-def best_spec(study: Study) -> Html:
-    """The spec of the best trial to copy, and what it changes."""
-    base, best = specs(study)
-    if best is None:
-        return tag("p", "There is no complete trial, so there is no spec to recommend.")
-    changes = _diff(base, best)
-    shown = (
-        tag(
-            "pre",
-            Html("".join(changes)),
-            class_="diff",
-            tabindex="0",
-            aria_label="Changes of the base spec",
-        )
-        if changes
-        else tag("p", "The best spec is the base spec: nothing changes.")
-    )
-    button = tag("button", "Copy the spec", type="button", data_copies="spec")
-    return join(
-        [
-            tag("h3", "Changes of the base spec"),
-            shown,
-            tag("h3", "The whole spec"),
-            tag("p", join([button, tag("span", "", id="copied", role="status")])),
-            tag("pre", best, id="spec", tabindex="0", aria_label="The best spec as YAML"),
-            tag("p", "The same text is in best_spec.yaml beside this page."),
-        ]
-    )
-
-
-def _diff(base: str, best: str) -> list[Html]:
-    looks = {"+": "added", "-": "removed", "@": "place"}
-    lines = difflib.unified_diff(
-        base.splitlines(), best.splitlines(), "base", "best", "", "", 2, ""
-    )
-    return [
-        tag("span", line, class_=looks.get(line[:1], "same"))
-        for line in lines
-        if not line.startswith(("---", "+++"))
-    ]
 
 
 def machine(study: Study, bundle: Mapping[str, Any] | None) -> Html:
