@@ -4,7 +4,9 @@ import io
 import os
 import pty
 import re
+import subprocess
 import sys
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,20 +32,19 @@ with live.show(study, seconds_per_epoch=0.2) as shown:
 
 def on_a_terminal(argument: str) -> str:
     """Run the program under a pseudo-terminal; everything it wrote there."""
-    process, terminal = pty.fork()
-    if process == 0:
-        os.chdir(ROOT)
-        os.environ |= {"TERM": "xterm-256color", "COLUMNS": "110", "LINES": "40"}
-        os.execv(sys.executable, [sys.executable, "-W", "error", "-c", PROGRAM, argument])
+    terminal, end = pty.openpty()
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "110", "LINES": "40"}
+    command = [sys.executable, "-W", "error", "-c", PROGRAM, argument]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=end, stdout=end, stderr=end
+    )
+    os.close(end)
     written = b""
-    try:
+    with suppress(OSError):  # Linux reports the end of a pseudo-terminal as an error
         while chunk := os.read(terminal, 1 << 16):
             written += chunk
-    except OSError:  # Linux reports the end of a pseudo-terminal as an error
-        pass
-    _, status = os.waitpid(process, 0)
     os.close(terminal)
-    assert os.waitstatus_to_exitcode(status) == 0, written.decode()
+    assert process.wait() == 0, written.decode()
     return written.decode()
 
 
@@ -52,7 +53,6 @@ def seconds(text: str) -> list[int]:
     return [60 * int(minutes) + int(rest) for minutes, rest in times]
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of forkpty:DeprecationWarning")
 def test_on_a_terminal_the_time_left_falls_and_the_table_shows_the_trials(tmp_path: Path) -> None:
     text = on_a_terminal(str(tmp_path))
     left = seconds(text)

@@ -81,7 +81,7 @@ def test_a_hanging_trial_is_killed_and_the_study_goes_on(
     assert "no report for 0.05 min (trial_limits.minutes_without_report)" in hung.detail
 
 
-def test_workers_are_reused_and_have_their_threads_set(
+def test_workers_are_reused(
     finished: tuple[Study, str, object],
 ) -> None:
     logs = (finished[0].directory / "trials").glob("*/worker.log")
