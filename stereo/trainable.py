@@ -66,6 +66,8 @@ class DepthNet:
     def embedded_data(self, directory: Path) -> dict[str, str]:
         """Write the embedded pairs below `directory` unless they are there.
 
+        They are read as Middlebury: training and scores use the pixels that both cameras see.
+
         Returns:
             `CLASS:FILE` of the annotation files for `train` and `val`.
         """
@@ -73,6 +75,6 @@ class DepthNet:
 
         written = write_embedded(directory)
         return {
-            "train": f"GenericDataset:{written.train}",
-            "val": f"GenericDataset:{written.val}",
+            "train": f"Middlebury:{written.train_middlebury}",
+            "val": f"Middlebury:{written.val_middlebury}",
         }

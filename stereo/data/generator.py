@@ -88,12 +88,12 @@ class EmbeddedLayout:
     """What `write_embedded` writes; the only home of these numbers."""
 
     train_pairs: int = 30
-    train_size: tuple[int, int] = (192, 256)  # H, W px
+    train_size: tuple[int, int] = (128, 192)  # H, W px
     train_seed: int = 1
     val_pairs: int = 16
-    val_size: tuple[int, int] = (96, 192)
+    val_size: tuple[int, int] = (96, 160)
     val_seed: int = 2
-    max_disparity: float = 64.0
+    max_disparity: float = 40.0  # a quarter of the smaller width
 
 
 EMBEDDED = EmbeddedLayout()
