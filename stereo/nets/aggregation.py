@@ -25,6 +25,7 @@ from stereo.nets.blocks import (
     ConvBlock,
     FeatureGate,
     Residual,
+    channels_last,
     spatial_shape,
 )
 from stereo.nets.edgenext import FeaturePyramid
@@ -126,7 +127,7 @@ class DisparityTransformer(nn.Module):
         for layer in self.sa:
             tokens = layer(tokens)
         tokens = tokens.reshape(-1, height, width, length, channels)
-        return tokens.permute(0, 4, 3, 1, 2)  # (B, C, L, h, w)
+        return channels_last(tokens.permute(0, 4, 3, 1, 2))  # (B, C, L, h, w)
 
 
 class DownGated(nn.Module):

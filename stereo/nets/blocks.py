@@ -134,7 +134,8 @@ class ConvBlock(nn.Module):
         self.activation = nn.LeakyReLU(LEAKY_SLOPE, inplace=True) if activation else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activation(self.norm(self.conv(x)))
+        # At batch 1 the framework computes small convolutions by a path that loses the layout.
+        return self.activation(self.norm(channels_last(self.conv(x))))
 
 
 class Residual(nn.Module):
@@ -267,7 +268,7 @@ class FeatureGate(nn.Module):
         )
 
     def forward(self, volume: Tensor, features: Tensor) -> Tensor:
-        return torch.sigmoid(self.feat_att(features)).unsqueeze(2) * volume
+        return volume * torch.sigmoid(self.feat_att(features)).unsqueeze(2)
 
 
 class ConvNeXtLite(nn.Module):

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stereo.nets.blocks import UpMerge, spatial_shape
+from stereo.nets.blocks import UpMerge, channels_last, spatial_shape
 
 WIDTHS = (48, 96, 160, 304)
 DEPTHS = (3, 3, 9, 3)
@@ -209,4 +209,5 @@ class EdgeNeXtFeatures(nn.Module):
         x16 = self.deconv32_16(x32, levels[2])
         x8 = self.deconv16_8(x16, levels[1])
         x4 = self.conv4(self.deconv8_4(x8, levels[0]))
-        return FeaturePyramid(x4, x8, x16, x32)
+        # Instance norms leave their output in the default layout.
+        return FeaturePyramid(*(channels_last(level) for level in (x4, x8, x16, x32)))

@@ -224,7 +224,7 @@ class FastFoundationStereo(nn.Module):
         context = self.cam(context) * context
         attention = self.sam(context)
         prepared = self.update_block.prepare(context)
-        stem = self.stem_2(left)
+        stem = channels_last(self.stem_2(left))
         lookup = GeometryLookup(volume, features.x4, right_x4, **self.lookup)
 
         disparity = init_disparity

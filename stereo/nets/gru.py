@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stereo.nets.blocks import ConvNeXtLite
+from stereo.nets.blocks import ConvNeXtLite, channels_last
 from stereo.nets.cost_volume import channel_order, lookup_channels
 
 
@@ -66,9 +66,11 @@ class MotionEncoder(nn.Module):
     def forward(self, geometry: Tensor, disparity: Tensor, weight: Tensor) -> Tensor:
         correlation = F.relu(F.conv2d(geometry, weight, self.convc1.bias))
         correlation = F.relu(self.convc2(correlation))
-        motion = F.relu(self.convd2(F.relu(self.convd1(disparity))))
+        # A map of one channel has no layout of its own: what is made from it gets the default one.
+        motion = channels_last(F.relu(self.convd1(disparity)))
+        motion = F.relu(self.convd2(motion))
         motion = F.relu(self.conv(torch.cat((correlation, motion), dim=1)))
-        return torch.cat((motion, disparity), dim=1)
+        return channels_last(torch.cat((motion, disparity), dim=1))
 
 
 class ConvGRUCell(nn.Module):
