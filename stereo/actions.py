@@ -7,8 +7,6 @@ status.json and a log in its directory, failures included.
 
 from __future__ import annotations
 
-import json
-import os
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stereo.errors import NoResultError, SpecError, SpecProblem, StereoError
+from stereo.files import write_json
 from stereo.registry import entry_for
 from stereo.spec.load import load_spec, to_dict
 from stereo.status import StatusLog, log_file, write_experiment, write_provenance
@@ -182,8 +181,8 @@ def _write_evaluation(
         "results": directory / "results.json",
         "per_sample_results": directory / "per_sample_results.json",
     }
-    _write_json(files["results"], summary)
-    _write_json(files["per_sample_results"], rows)
+    write_json(files["results"], summary)
+    write_json(files["per_sample_results"], rows)
     return files
 
 
@@ -257,7 +256,7 @@ def check(job: Job) -> ActionResult:
         "width": float(width),
         "mixed_sizes": float(len({(-(-h // stride), -(-w // stride)) for h, w in sizes}) > 1),
     }
-    _write_json(job.directory / "data.json", {name: _plain(fact) for name, fact in facts.items()})
+    write_json(job.directory / "data.json", {name: _plain(fact) for name, fact in facts.items()})
     return ActionResult("ok", metrics, {"data": job.directory / "data.json"})
 
 
@@ -275,7 +274,7 @@ def pictures(job: Job) -> ActionResult:
     predictor = _predictor(job.spec, job.spec.evaluate, "evaluate")
     loader = evaluation_loader(split, job.spec, batch_size=1)
     items = write_pictures(predictor, loader, job.directory, split.augmentation, count=PICTURES)
-    _write_json(job.directory / "pictures.json", items)
+    write_json(job.directory / "pictures.json", items)
     return ActionResult("ok", {}, {"pictures": job.directory / "pictures.json"})
 
 
@@ -295,12 +294,6 @@ def _predictor(spec: ExperimentSpec, section: EvaluateSpec | InferenceSpec, verb
     return load_predictor(
         Path(chosen[0]), spec, input_size=size, native_padded=section.native_padded
     )
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", "utf-8")
-    temporary.replace(path)
 
 
 ACTIONS: dict[str, Callable[[Job], ActionResult]] = {

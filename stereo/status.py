@@ -11,7 +11,6 @@ Source: interface.md 1.3 and 1.4, training.md 6.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from stereo.errors import SpecError, SpecProblem
+from stereo.files import sha256, write_json, write_text
 
 if TYPE_CHECKING:
     from stereo.spec.experiment import ExperimentSpec
@@ -175,7 +175,9 @@ def log_file(directory: Path, action: str) -> Iterator[Path]:
 def write_experiment(directory: Path, spec: Mapping[str, Any]) -> Path:
     """Write the resolved spec (plain types, from `spec.load.to_dict`) as `experiment.yaml`."""
     text = yaml.safe_dump(dict(spec), sort_keys=False, allow_unicode=True)
-    return _write_text(directory / "experiment.yaml", text)
+    path = directory / "experiment.yaml"
+    write_text(path, text)
+    return path
 
 
 def write_provenance(
@@ -208,13 +210,9 @@ def write_provenance(
         "inputs": {str(path): sha256(path) for path in inputs},
         "started": datetime.now(UTC).isoformat(),
     }
-    return _write_text(directory / "provenance.json", json.dumps(record, indent=2) + "\n")
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    path = directory / "provenance.json"
+    write_json(path, record)
+    return path
 
 
 def _versions() -> dict[str, str]:
@@ -240,14 +238,3 @@ def _git_commit() -> str | None:
     except FileNotFoundError:
         return None
     return answer.stdout.strip() or None
-
-
-def _write_text(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path

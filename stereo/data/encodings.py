@@ -15,7 +15,6 @@ Source: PFM as written by netpbm and Middlebury; FSD PNG as published with that 
 
 from __future__ import annotations
 
-import os
 import re
 import struct
 import zlib
@@ -28,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stereo.errors import DataError
+from stereo.files import write_bytes
 
 Image: TypeAlias = npt.NDArray[np.uint8]
 FloatMap: TypeAlias = npt.NDArray[np.float32]
@@ -103,7 +103,7 @@ def write_pfm(path: Path, values: FloatMap) -> None:
     """Write a float map (H, W) as little-endian one-channel PFM."""
     height, width = values.shape
     rows = np.ascontiguousarray(values[::-1], "<f4")
-    _write(path, b"Pf\n%d %d\n-1.0\n" % (width, height) + rows.tobytes())
+    write_bytes(path, b"Pf\n%d %d\n-1.0\n" % (width, height) + rows.tobytes())
 
 
 def read_pfm_disparity(path: Path) -> FloatMap:
@@ -143,12 +143,7 @@ def write_png(path: Path, image: Image) -> None:
     """Write uint8 grey (H, W) or RGB (H, W, 3) as PNG."""
     ordered = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     _, encoded = cv2.imencode(".png", ordered, _PNG_OPTIONS)
-    _write(path, encoded.tobytes())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small UTF-8 text file (annotation, calibration)."""
-    _write(path, text.encode())
+    write_bytes(path, encoded.tobytes())
 
 
 PFM_OR_FSD_PNG: dict[str, Callable[[Path], FloatMap]] = {
@@ -210,10 +205,3 @@ def _opened(path: Path) -> Any:
         return path.open("rb")
     except OSError as error:
         raise DataError(f"{path}: cannot open the file ({error.strerror})") from error
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write through a temporary name, so that a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    temporary.replace(path)

@@ -31,7 +31,6 @@ from stereo.data.encodings import (
     Image,
     write_pfm,
     write_png,
-    write_text,
 )
 from stereo.data.surfaces import (
     BASELINE,
@@ -45,6 +44,7 @@ from stereo.data.surfaces import (
     StereoScene,
     Surface,
 )
+from stereo.files import write_text
 
 GENERATOR_VERSION = 1  # part of the written data's identity: raise it when any pixel changes
 

@@ -18,6 +18,7 @@ from stereo.engines.ort import GraphEngine, OnnxRuntime
 from stereo.engines.trt import TensorRT
 from stereo.engines.trt_rtx import TensorRTRTX
 from stereo.errors import BackendMissingError, EngineError
+from stereo.files import sha256
 
 LOG = logging.getLogger(__name__)
 BACKENDS: dict[str, EngineBackend] = {
@@ -148,7 +149,7 @@ def _graph_of(engine: Path, facts: dict[str, Any], reason: str) -> Path:
 
 def _changed(path: Path, recorded: str, sidecar: Path) -> tuple[str, ...]:
     """A warning when a file is not the one that a sidecar describes."""
-    found = base.sha256(path)
+    found = sha256(path)
     if found == recorded:
         return ()
     return (

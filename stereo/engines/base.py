@@ -7,11 +7,9 @@ its sidecar: facts that the file does not give (an engine cannot be opened witho
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import resource
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any, Literal, Protocol, cast
 from numpy.typing import NDArray
 
 from stereo.errors import EngineError, SpecError, SpecProblem
+from stereo.files import sha256, write_json
 
 FORMAT_VERSION = 1
 LEFT, RIGHT, DISPARITY = "left_image", "right_image", "disparity"
@@ -106,29 +105,6 @@ class EngineBackend(Protocol):
         ...
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write under a temporary name in the same directory, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
-    ) as stream:
-        temporary = Path(stream.name)
-        try:
-            stream.write(content)
-            stream.flush()
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
 def sidecar_path(path: Path) -> Path:
     """`model.onnx` -> `model.onnx.json`."""
     return path.with_name(path.name + ".json")
@@ -166,7 +142,7 @@ def write_sidecar(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
         "bytes": path.stat().st_size,
         **facts,
     }
-    write_atomically(sidecar_path(path), (json.dumps(complete, indent=2) + "\n").encode())
+    write_json(sidecar_path(path), complete)
     return complete
 
 

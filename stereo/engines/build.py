@@ -22,6 +22,7 @@ from stereo.engines.base import (
 )
 from stereo.engines.ort import GraphEngine
 from stereo.errors import EngineError, SpecError, SpecProblem
+from stereo.files import sha256, write_bytes
 from stereo.spec.deploy import EngineSpec
 
 LOG = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def build_engine(
         if section.trt_engine
         else directory / engine_name(graph, data_type, reference.inputs, builder)
     )
-    base.write_atomically(engine, compiled.content)
+    write_bytes(engine, compiled.content)
     facts: dict[str, Any] = {
         "kind": "engine",
         "backend": builder.name,
@@ -75,7 +76,7 @@ def build_engine(
         "process_peak_memory_mb": base.peak_memory_mb(),
         "graph": {
             "file": base.relative_to(graph, engine.parent),
-            "sha256": base.sha256(graph),
+            "sha256": sha256(graph),
             "converted_sha256": hashlib.sha256(converted).hexdigest(),
         },
         "precision_pass_max_difference_px": rounding,

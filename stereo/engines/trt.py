@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from stereo.engines import nvinfer
-from stereo.engines.base import BuildOptions, Compiled, Engine, write_atomically
+from stereo.engines.base import BuildOptions, Compiled, Engine
 from stereo.errors import BackendMissingError
+from stereo.files import write_bytes
 
 
 class TensorRT:
@@ -38,7 +39,7 @@ class TensorRT:
         compiled = nvinfer.build(trt, graph, options, configure)
         if options.timing_cache is not None:
             timings = bytes(configs[0].get_timing_cache().serialize())
-            write_atomically(options.timing_cache, timings)
+            write_bytes(options.timing_cache, timings)
         return compiled
 
     def load(self, engine: Path) -> Engine:

@@ -12,7 +12,7 @@ import numpy as np
 
 from stereo import viz
 from stereo.data.encodings import write_pfm, write_png
-from stereo.engines.base import write_atomically
+from stereo.files import write_bytes
 from stereo.predict import Predictor
 from stereo.spec.data import StereoAugmentSpec
 from stereo.viz import Map, Picture
@@ -53,15 +53,13 @@ def write_predictions(
         if sample.has_gt:
             panels.insert(1, viz.color_disparity(sample.truth))
             panels.append(viz.color_error(sample.prediction, sample.truth, sample.valid))
-        _write_picture(directory / "inference_images" / f"{stem}.png", viz.side_by_side(panels))
+        write_png(directory / "inference_images" / f"{stem}.png", viz.side_by_side(panels))
         if save_raw_pfm:
-            file = directory / "disparity_pfm" / f"{stem}.pfm"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_pfm(file, sample.prediction)
+            write_pfm(directory / "disparity_pfm" / f"{stem}.pfm", sample.prediction)
         if save_raw_npy:
             content = io.BytesIO()
             np.save(content, sample.prediction)
-            write_atomically(directory / "disparity_npy" / f"{stem}.npy", content.getvalue())
+            write_bytes(directory / "disparity_npy" / f"{stem}.npy", content.getvalue())
     return len(stems)
 
 
@@ -96,7 +94,7 @@ def write_pictures(
             "error": viz.color_error(sample.prediction, sample.truth, sample.valid),
         }
         for kind, picture in pictures.items():
-            _write_picture(directory / f"{index}_{kind}.png", picture)
+            write_png(directory / f"{index}_{kind}.png", picture)
         error = np.abs(sample.prediction - sample.truth)[sample.valid]
         items.append(
             {
@@ -141,8 +139,3 @@ def _unused_stem(name: str, used: set[str]) -> str:
         stem = f"{wanted}_{number}"
     used.add(stem)
     return stem
-
-
-def _write_picture(path: Path, picture: Picture) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_png(path, picture)

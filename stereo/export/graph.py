@@ -25,6 +25,7 @@ from stereo.engines import base
 from stereo.engines.ort import GraphEngine
 from stereo.errors import EngineError, OutputExistsError
 from stereo.export.parity import Difference, compare
+from stereo.files import sha256, write_bytes
 from stereo.spec.experiment import ExperimentSpec
 
 LOG = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def export_graph(
     content = model.SerializeToString(deterministic=True)
     tell("comparing ONNX Runtime with PyTorch")
     difference = _check(module, content, left, right, onnx_file)
-    base.write_atomically(onnx_file, content)
+    write_bytes(onnx_file, content)
     base.write_sidecar(onnx_file, _facts(spec, model, difference, checkpoint))
     return GraphInfo(
         path=onnx_file,
@@ -197,6 +198,6 @@ def _facts(
         "output_range_px": difference.output_range,
         "checkpoint": None
         if checkpoint is None
-        else {"file": checkpoint.name, "sha256": base.sha256(checkpoint)},
+        else {"file": checkpoint.name, "sha256": sha256(checkpoint)},
         "versions": {"torch": torch.__version__, "onnx": onnx.__version__},
     }

@@ -19,7 +19,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import stereo
+from stereo.files import write_bytes
 from stereo.spec.experiment import (
     ACTIONS,
     CHECKPOINT_MB,
@@ -633,10 +633,7 @@ def _write_if_changed(path: Path, text: str) -> bool:
     content = text.encode()
     if path.exists() and path.read_bytes() == content:
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    write_bytes(path, content)
     return True
 
 

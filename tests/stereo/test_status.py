@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from stereo.errors import SpecError
+from stereo.files import sha256
 from stereo.spec.experiment import ExperimentSpec
 from stereo.status import (
     StatusLog,
     action_directory,
     duration,
     log_file,
-    sha256,
     write_experiment,
     write_provenance,
 )

@@ -15,6 +15,7 @@ from stereo.engines.nvinfer import gpu_missing
 from stereo.engines.ort import GraphEngine
 from stereo.errors import BackendMissingError, EngineError, SpecError
 from stereo.export.graph import export_graph
+from stereo.files import sha256
 from stereo.spec.deploy import EngineSpec
 from tests.stereo.tiny_stereo import HEIGHT, WIDTH, TinyStereo, tiny_spec
 
@@ -125,8 +126,8 @@ def test_an_exchanged_graph_changes_the_scores_and_is_told_loudly(
 
     assert np.abs(loaded.engine(_probe())[base.DISPARITY] - before).max() > 0.1
     (warning,) = loaded.warnings
-    assert base.sha256(copied / "model.onnx") in warning
-    assert base.sha256(bundle / "model.onnx") in warning
+    assert sha256(copied / "model.onnx") in warning
+    assert sha256(bundle / "model.onnx") in warning
     assert warning in caplog.messages
     assert runnable(_engine(bundle)).warnings == ()
     (of_graph,) = runnable(copied / "model.onnx").warnings

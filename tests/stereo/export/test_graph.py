@@ -15,6 +15,7 @@ from stereo.engines.ort import GraphEngine
 from stereo.errors import EngineError, OutputExistsError
 from stereo.export.graph import export_graph
 from stereo.export.parity import compare
+from stereo.files import sha256
 from stereo.nets.fast_foundation_stereo import FastFoundationStereo
 from stereo.spec.experiment import ExperimentSpec
 from tests.stereo.tiny_stereo import HEIGHT, WIDTH, Output, TinyStereo, tiny_spec
@@ -72,8 +73,8 @@ def test_the_sidecar_says_what_the_file_does_not(tmp_path: Path) -> None:
     assert info.sidecar == tmp_path / "a.onnx.json"
     assert facts["kind"] == "graph"
     assert facts["format_version"] == 1
-    assert facts["sha256"] == base.sha256(info.path)
-    assert facts["checkpoint"] == {"file": "weights.pth", "sha256": base.sha256(checkpoint)}
+    assert facts["sha256"] == sha256(info.path)
+    assert facts["checkpoint"] == {"file": "weights.pth", "sha256": sha256(checkpoint)}
     assert facts["model"]["max_disparity"] == spec.model.max_disparity
     assert (facts["height"], facts["width"], facts["iterations"]) == (HEIGHT, WIDTH, 2)
     assert facts["dynamic_axes"] == {"0": "batch_size"}
