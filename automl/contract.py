@@ -116,8 +116,8 @@ class Trainable(Protocol):
         """Return the packaged spec of an action: what a study's base spec starts from."""
         ...
 
-    def embedded_data(self, directory: Path) -> dict[str, str]:
-        """Write the trainer's own small data set when missing.
+    def embedded_data(self, directory: Path, profile: str = "cpu") -> dict[str, str]:
+        """Write the trainer's own small data set when missing; `gpu` may be larger than `cpu`.
 
         Returns:
             `{"train": "CLASS:FILE", "val": "CLASS:FILE"}`.

@@ -9,7 +9,8 @@ The first event is `study_created` and carries `format_version`. A line is writt
     budget_changed    old, new: the budget was enlarged on resume
     trial_started     trial, params, seed, attempt, resumed_from_epoch,
                       cause (new, resumed, retried)
-    epoch             trial, epoch, metrics, checkpoint, decision (continue, stop, complete), rung
+    epoch             trial, epoch, metrics, checkpoint (relative to the study's directory when it
+                      lies inside), decision (continue, stop, complete), rung
     trial_ended       trial, state (complete, stopped, diverged, out_of_memory, invalid_spec,
                       failed), detail
     promotion_step    step, status, inputs_hash, artifacts, metrics, detail

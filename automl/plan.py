@@ -103,7 +103,7 @@ def prepare(
     val: str | None = None,
     spec_file: Path | None = None,
     trainable: str = "depth_net",
-    embedded: Callable[[Trainable], Mapping[str, str]] | None = None,
+    embedded: Callable[[Trainable, str], Mapping[str, str]] | None = None,
 ) -> Prepared:
     """Resolve a study: study file, profile, options, base spec, search space, objective.
 
@@ -115,7 +115,7 @@ def prepare(
         val: `[CLASS:]FILE` for validation.
         spec_file: a spec merged over the base spec.
         trainable: name for `find_trainable`.
-        embedded: returns the trainer's own data; None keeps the word `embedded` (planning).
+        embedded: returns the trainer's own data for a profile; None keeps the word `embedded` (planning).
 
     Raises:
         AutoMLError: whatever is wrong with the study file, the options or the schema.
@@ -145,7 +145,7 @@ def complete_spec(
     study: StudySpec,
     trainer: Trainable,
     metadata: Mapping[str, Any],
-    embedded: Callable[[Trainable], Mapping[str, str]] | None,
+    embedded: Callable[[Trainable, str], Mapping[str, str]] | None,
 ) -> dict[str, Any]:
     """Return the base spec; data sources written in the study's spec stay as they are."""
     keys: Mapping[str, str] = metadata["data_keys"]
@@ -160,7 +160,7 @@ def complete_spec(
     )
     files: Mapping[str, str] = dict.fromkeys(SPLITS, EMBEDDED)
     if uses_embedded and embedded is not None:
-        files = embedded(trainer)
+        files = embedded(trainer, study.profile)
     spec = base_spec(study, trainer.template(study.model, "train"), metadata, files)
     for split, sources in written.items():
         set_path(spec, keys[split], sources)
@@ -177,7 +177,7 @@ def plain_spec(
     val: str | None,
     spec_file: Path | None,
     trainer: Trainable,
-    embedded: Callable[[Trainable], Mapping[str, str]],
+    embedded: Callable[[Trainable, str], Mapping[str, str]],
 ) -> dict[str, Any]:
     """Return the spec of a run outside a study: the given file, else trial 0, else the template.
 

@@ -131,6 +131,7 @@ class Study:
         self.end_reason: str | None = None
         self._log = log
         self._owner = owner
+        self._root = directory.resolve()
         for event in log.events if log else read(directory / EVENTS_FILE):
             self._apply(event)
 
@@ -182,6 +183,16 @@ class Study:
     def trial_directory(self, trial: int) -> Path:
         """Return where a trial writes."""
         return self.directory / "trials" / str(trial)
+
+    def relative(self, path: Path) -> str:
+        """Return a path as the log holds it: a study that is moved finds its own files again."""
+        path = path.resolve()
+        inside = path.is_relative_to(self._root)
+        return str(path.relative_to(self._root) if inside else path)
+
+    def absolute(self, path: str) -> Path:
+        """Return the file that a path in the log means."""
+        return self._root / path
 
     def running(self) -> list[TrialRecord]:
         """Return the trials without an end."""
@@ -273,7 +284,7 @@ class Study:
                 self._start(event)
                 self.end_reason = None
             case "epoch":
-                self._trial(event).epochs.append(_epoch(event))
+                self._trial(event).epochs.append(self._epoch(event))
             case "trial_ended":
                 trial = self._trial(event)
                 trial.state = event["state"]
@@ -289,6 +300,18 @@ class Study:
     def _trial(self, event: Event) -> TrialRecord:
         number: int = event["trial"]
         return self.trials[number]
+
+    def _epoch(self, event: Event) -> EpochRecord:
+        metrics: dict[str, float] = dict(event["metrics"])
+        checkpoint = event.get("checkpoint")
+        return EpochRecord(
+            epoch=event["epoch"],
+            metrics=metrics,
+            seconds=metrics.get("seconds", 0.0),
+            checkpoint=self.absolute(checkpoint) if checkpoint else None,
+            decision=event.get("decision", "continue"),
+            rung=event.get("rung"),
+        )
 
     def _start(self, event: Event) -> None:
         number: int = event["trial"]
@@ -366,19 +389,6 @@ def _open_log(
         log.close()
         raise
     return study
-
-
-def _epoch(event: Event) -> EpochRecord:
-    metrics: dict[str, float] = dict(event["metrics"])
-    checkpoint = event.get("checkpoint")
-    return EpochRecord(
-        epoch=event["epoch"],
-        metrics=metrics,
-        seconds=metrics.get("seconds", 0.0),
-        checkpoint=Path(checkpoint) if checkpoint else None,
-        decision=event.get("decision", "continue"),
-        rung=event.get("rung"),
-    )
 
 
 def _seconds(event: Event) -> float:

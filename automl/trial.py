@@ -196,7 +196,7 @@ class TrialDriver:
                 "trial": trial,
                 "epoch": epoch,
                 "metrics": dict(metrics),
-                "checkpoint": str(checkpoint) if checkpoint else None,
+                "checkpoint": self.study.relative(checkpoint) if checkpoint else None,
                 "decision": decision.action,
                 "rung": decision.rung,
             }

@@ -63,7 +63,7 @@ class DepthNet:
 
         return template(model, action)
 
-    def embedded_data(self, directory: Path) -> dict[str, str]:
+    def embedded_data(self, directory: Path, profile: str = "cpu") -> dict[str, str]:
         """Write the embedded pairs below `directory` unless they are there.
 
         They are read as Middlebury: training and scores use the pixels that both cameras see.
@@ -71,9 +71,12 @@ class DepthNet:
         Returns:
             `CLASS:FILE` of the annotation files for `train` and `val`.
         """
-        from stereo.data.generator import write_embedded
+        from stereo.data.generator import EMBEDDED, EMBEDDED_LARGE, write_embedded
 
-        written = write_embedded(directory)
+        if profile == "gpu":
+            written = write_embedded(directory / "large", EMBEDDED_LARGE)
+        else:
+            written = write_embedded(directory, EMBEDDED)
         return {
             "train": f"Middlebury:{written.train_middlebury}",
             "val": f"Middlebury:{written.val_middlebury}",

@@ -386,7 +386,7 @@ class _Promotion:
                 "status": "failed" if problem else "ok",
                 "inputs_hash": inputs_hash,
                 "artifacts": {
-                    role: {"path": self._relative(path), "sha256": self._sha256(path)}
+                    role: {"path": self.study.relative(path), "sha256": self._sha256(path)}
                     for role, path in outcome.artifacts.items()
                     if path.is_file()
                 },
@@ -403,7 +403,8 @@ class _Promotion:
 
     def _take(self, step: Step, event: Mapping[str, Any]) -> None:
         """Make an outcome, new or recorded, available to the steps after it."""
-        files = {role: self._absolute(item["path"]) for role, item in event["artifacts"].items()}
+        artifacts = event["artifacts"].items()
+        files = {role: self.study.absolute(item["path"]) for role, item in artifacts}
         for role, kept_as in step.gives.items():
             if role in files:
                 self.materials.files[kept_as] = files[role]
@@ -416,7 +417,7 @@ class _Promotion:
         if event["status"] != "ok" or event["inputs_hash"] != inputs_hash:
             return False
         files = event["artifacts"].values()
-        paths = [(self._absolute(item["path"]), item["sha256"]) for item in files]
+        paths = [(self.study.absolute(item["path"]), item["sha256"]) for item in files]
         return all(path.is_file() and self._sha256(path) == digest for path, digest in paths)
 
     def _spec(self, step: Step) -> dict[str, Any]:
@@ -452,21 +453,14 @@ class _Promotion:
         files = [self.materials.files[role] for role in step.needs]
         files += [Path(source["data_file"]) for source in sources]
         hashes = [self._sha256(file) for file in files if file.is_file()]
-        return _hash({"action": step.action, "spec": spec, "files": hashes})
+        text = json.dumps(spec, sort_keys=True, default=str)
+        place = json.dumps(str(self.study.absolute("")))[1:-1]  # a moved study hashes the same
+        return _hash({"action": step.action, "spec": text.replace(place, ""), "files": hashes})
 
     def _directory(self, step: Step) -> Path:
         if step.name in PICTURE_DIRECTORIES:
             return self.study.directory / "pictures" / PICTURE_DIRECTORIES[step.name]
         return self.study.directory / "promotion" / step.name
-
-    def _relative(self, path: Path) -> str:
-        try:
-            return str(path.resolve().relative_to(self.study.directory.resolve()))
-        except ValueError:
-            return str(path.resolve())
-
-    def _absolute(self, path: str) -> Path:
-        return self.study.directory.resolve() / path
 
     def _sha256(self, path: Path) -> str:
         """Hash of a file; each file is read once per promotion."""

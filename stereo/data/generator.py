@@ -91,12 +91,15 @@ class EmbeddedLayout:
     train_size: tuple[int, int] = (128, 192)  # H, W px
     train_seed: int = 1
     val_pairs: int = 16
-    val_size: tuple[int, int] = (96, 160)
+    val_size: tuple[int, int] = (64, 160)
     val_seed: int = 2
     max_disparity: float = 40.0  # a quarter of the smaller width
 
 
 EMBEDDED = EmbeddedLayout()
+EMBEDDED_LARGE = EmbeddedLayout(
+    train_pairs=120, train_size=(384, 768), val_size=(320, 736), max_disparity=184.0
+)  # for crops of 320x736 on a GPU
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 
 from automl.contract import Status
 from automl.errors import StoreError, StudyFailedError
-from automl.store import Study
+from automl.store import Study, open_study
 from automl.trial import TRIAL_VARIABLE, Job, Outcome, TrialDriver, run_trial
 from tests.automl.quadratic import NAME
 from tests.automl.runners.driving import algorithm_of, open_quadratic
@@ -54,7 +54,7 @@ class Raising:
 
     def objective(self, model: str) -> Any: ...
     def template(self, model: str, action: str) -> Any: ...
-    def embedded_data(self, directory: Path) -> Any: ...
+    def embedded_data(self, directory: Path, profile: str = "cpu") -> Any: ...
 
 
 class FullDisk(Raising):
@@ -186,6 +186,28 @@ def test_a_running_trial_continues_and_without_its_checkpoint_starts_again(tmp_p
     starts = [event for event in study.events if event["kind"] == "trial_started"][2:]
     assert [start["resumed_from_epoch"] for start in starts] == [1, 0]
     assert {start["cause"] for start in starts} == {"resumed"}
+
+
+@pytest.mark.parametrize("absolute", [False, True], ids=["moved", "old absolute paths"])
+def test_a_study_that_was_moved_continues(tmp_path: Path, absolute: bool) -> None:
+    study = open_quadratic(tmp_path)
+    first = driver_of(study)
+    job = next_job(first)
+    report_epochs(first, job, [3.0])
+    study.close()
+    log, place = study.directory / "events.jsonl", study.directory
+    assert str(tmp_path) not in log.read_text()
+    if absolute:
+        log.write_text(log.read_text().replace('"trials/', f'"{study.directory}/trials/'))
+    else:
+        place = study.directory.rename(tmp_path / "elsewhere")
+
+    study = open_study(study.resolved, place)
+    again = next_job(driver_of(study))
+
+    resumed = again.spec["train"]["resume_training_checkpoint_path"]
+    assert resumed == str(place / "trials/0/epoch_001.json")
+    study.close()
 
 
 def test_only_checkpoints_that_are_still_needed_stay_on_the_disk(tmp_path: Path) -> None:
