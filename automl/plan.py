@@ -115,7 +115,8 @@ def prepare(
         val: `[CLASS:]FILE` for validation.
         spec_file: a spec merged over the base spec.
         trainable: name for `find_trainable`.
-        embedded: returns the trainer's own data for a profile; None keeps the word `embedded` (planning).
+        embedded: returns the trainer's own data for a profile; None, when planning, keeps the
+            word `embedded`.
 
     Raises:
         AutoMLError: whatever is wrong with the study file, the options or the schema.
