@@ -52,7 +52,9 @@ def train(study: Study, number: int, params: dict[str, Any]) -> None:
     def report(epoch: int, metrics: Any, checkpoint: Path | None) -> bool:
         decision = "complete" if epoch == EPOCHS else "continue"
         event = {"kind": "epoch", "trial": number, "epoch": epoch, "metrics": dict(metrics)}
-        study.append(event | {"checkpoint": checkpoint, "decision": decision, "rung": None})
+        assert checkpoint is not None
+        stored = {"checkpoint": study.relative(checkpoint), "decision": decision, "rung": None}
+        study.append(event | stored)
         return False
 
     study.append(
@@ -103,6 +105,18 @@ def test_a_step_with_unchanged_inputs_is_kept(tmp_path: Path) -> None:
 
     assert statuses(study)[len(before) :] == ["bundle"]
     assert "export: unchanged, kept" in said
+
+
+def test_a_moved_study_keeps_its_steps(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    promote(study, NAME)
+    study.close()
+    study = open_study(study.resolved, study.directory.rename(tmp_path / "elsewhere"))
+    before = statuses(study)
+
+    assert promote(study, NAME).directory == tmp_path / "elsewhere/bundle"
+    assert statuses(study) == [*before, "bundle"]
+    study.close()
 
 
 def test_a_changed_artifact_is_made_again_and_what_follows_from_it(tmp_path: Path) -> None:

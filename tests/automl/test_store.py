@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import yaml
@@ -132,7 +131,7 @@ def test_a_restart_from_an_earlier_epoch_forgets_the_later_ones(tmp_path):
         (1, 3.0),
         (2, 9.0),
     ]
-    assert (trial.attempts, trial.checkpoint, trial.seconds) == (2, Path("2.pth"), 4.0)
+    assert (trial.attempts, trial.checkpoint, trial.seconds) == (2, tmp_path / "s/2.pth", 4.0)
     study.close()
 
 
