@@ -244,12 +244,17 @@ class TrialDriver:
             self._failed(record, reason)
 
     def end_overdue(self) -> list[int]:
-        """End the trials beyond a limit as failed; the caller kills their workers."""
+        """End the trials beyond a limit as failed, unless the log has decided about them already.
+
+        Returns:
+            The trials whose workers the caller has to kill.
+        """
         overdue: list[int] = []
         for trial in list(self._attempts):
             reason = self.over_limit(trial)
             if reason is not None:
-                self._end(trial, Status.FAILED, reason)
+                decided = _decided_state(self.study.trials[trial])
+                self._end(trial, decided or Status.FAILED, reason)
                 overdue.append(trial)
         return overdue
 

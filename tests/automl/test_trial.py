@@ -252,6 +252,17 @@ def test_a_trial_beyond_a_limit_is_ended_as_failed(
     assert next_job(driver).trial == 1
 
 
+def test_a_trial_that_hangs_after_its_last_epoch_is_complete(tmp_path: Path) -> None:
+    limits = {"minutes_without_report": 0.0}
+    driver = driver_of(open_quadratic(tmp_path, trial_limits=limits))
+    job = next_job(driver)
+    report_epochs(driver, job, [6, 5, 4, 3, 2, 1.0])
+
+    assert driver.end_overdue() == [job.trial]
+    assert driver.study.trials[0].state == "complete"
+    assert driver.study.best() is driver.study.trials[0]
+
+
 def test_running_trials_end_when_the_target_is_reached(tmp_path: Path) -> None:
     study = open_quadratic(tmp_path, budget={"trials": 9, "target": 1.5})
     driver = driver_of(study)
