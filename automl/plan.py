@@ -129,17 +129,25 @@ def prepare(
     folder = trainer.schema_dir / study.model
     metadata = read_json(folder / "model.json")
     fields = read_fields(read_json(folder / "train.schema.json"))
-    _refuse_unknown_keys(study, folder)
+    _refuse_wrong_keys(study, folder)
     spec = complete_spec(study, trainer, metadata, embedded)
     resolved = ResolvedStudy(
         study=study,
         base_spec=spec,
         space=build_space(fields, study, spec, metadata["weight_keys"]),
         objective=resolve_objective(study, metadata),
-        full_epochs=int(get_path(spec, metadata["fidelity"])),
+        full_epochs=_full_epochs(study, spec, metadata["fidelity"]),
     )
     make_rungs(study.algorithm, resolved.full_epochs)  # refuses rungs beyond the full run
     return Prepared(resolved, trainable, metadata, STUDIES / study.name)
+
+
+def _full_epochs(study: StudySpec, spec: Mapping[str, Any], key: str) -> int:
+    epochs = get_path(spec, key)
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        problem = Problem(f"spec of study {study.name}", key, f"got {epochs!r}, allowed 1 or more")
+        raise StudySpecError([problem])
+    return epochs
 
 
 def complete_spec(
@@ -274,13 +282,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", content)
 
 
-def _refuse_unknown_keys(study: StudySpec, folder: Path) -> None:
+def _refuse_wrong_keys(study: StudySpec, folder: Path) -> None:
     whole = folder / "experiment.schema.json"
     schema = read_json(whole if whole.is_file() else folder / "train.schema.json")
     known = [field.path for field in read_fields({**schema, "automl_default_parameters": []})]
     problems: list[Problem] = []
-    for path, _ in leaves(study.spec):
-        if not any(path == key or path.startswith(f"{key}.") for key in known):
+    for path, value in leaves(study.spec):
+        if any(key.startswith(f"{path}.") for key in known):
+            problem = f"got {value!r}, expected the keys of this section"
+            problems.append(Problem(f"spec of study {study.name}", path, problem))
+        elif not any(path == key or path.startswith(f"{key}.") for key in known):
             near = difflib.get_close_matches(path, known, n=1)
             remedy = f"Did you mean {near[0]}?" if near else "See docs/spec-reference.md"
             problems.append(Problem(f"spec of study {study.name}", path, "unknown key", remedy))

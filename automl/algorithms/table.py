@@ -151,7 +151,7 @@ def make_rungs(choice: AlgorithmChoice, full_epochs: int) -> Rungs:
     named = default_rungs(full_epochs) if choice.rungs is None else choice.rungs
     if named and named[-1] > full_epochs:
         got = f"got {list(named)}, a full run has {full_epochs} epochs"
-        remedy = "Change the rungs, or train.num_epochs of the base spec"
+        remedy = "Give rungs that fit in the study file, or train longer (train.num_epochs)"
         raise StudySpecError([Problem("study", "algorithm.rungs", got, remedy)])
     below = tuple(rung for rung in named if rung < full_epochs)
     return Rungs(full_epochs, below, choice.factor, choice.min_survivors)

@@ -107,6 +107,20 @@ def test_an_unknown_key_names_its_neighbour(study_file: Path) -> None:
         prepare(study_file, ["train.optim.lrr=1"], trainable=NAME)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.num_epochs=abc", "train.num_epochs: got 'abc', allowed 1 or more"),
+        ("train.num_epochs=null", "train.num_epochs: got None, allowed 1 or more"),
+        ("train.num_epochs=0", "train.num_epochs: got 0, allowed 1 or more"),
+        ("train.optim=5", "train.optim: got 5, expected the keys of this section"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_words(study_file: Path, override: str, message: str) -> None:
+    with pytest.raises(StudySpecError, match=message):
+        prepare(study_file, [override], trainable=NAME)
+
+
 def test_rungs_beyond_the_full_run_are_refused(study_file: Path) -> None:
     study_file.write_text(STUDY + "algorithm: {rungs: [3, 12]}\n")
 
