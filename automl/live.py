@@ -26,7 +26,7 @@ from rich.text import Text
 
 from automl.algorithms.rungs import Rungs
 from automl.algorithms.table import make_rungs
-from automl.resources import per_trial
+from automl.resources import of_study
 from automl.store import Study, TrialRecord, owner_of, read_study
 
 ROWS = 14  # trials in the table: the running ones, the best, then the latest
@@ -82,9 +82,7 @@ def progress(study: Study, now: float, seconds_per_epoch: float | None = None) -
     per_epoch = _recent_seconds(study) or seconds_per_epoch
     left = None
     if ahead is not None and per_epoch is not None:
-        ray = settings.runner == "ray"
-        concurrent = per_trial(settings.resources).max_concurrent if ray else 1
-        left = max(ahead / concurrent, max(running, default=0.0)) * per_epoch
+        left = max(ahead / of_study(settings).max_concurrent, max(running, default=0.0)) * per_epoch
     if settings.budget.hours is not None:
         to_limit = max(0.0, 3600 * settings.budget.hours - study.active_seconds(now))
         left = to_limit if left is None else min(left, to_limit)

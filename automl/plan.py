@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from automl.budget import Budget, Forecast
 from automl.contract import Trainable, find_trainable
 from automl.errors import AutoMLError, Problem, SchemaError, StudySpecError
 from automl.objectives import resolve_objective
-from automl.resources import TrialResources, cores, gpus, per_trial
+from automl.resources import TrialResources, cores, gpus, of_study
 from automl.space import build_space, read_fields
 from automl.store import EVENTS_FILE, ResolvedStudy, Study, read_study
 from automl.study_spec import (
@@ -312,9 +312,7 @@ def make_plan(prepared: Prepared, promotion: Sequence[tuple[str, str]]) -> Plan:
     resolved = prepared.resolved
     study = resolved.study
     existing = _existing(prepared.directory)
-    share = per_trial(study.resources)
-    if study.runner == "local":
-        share = replace(share, max_concurrent=1)
+    share = of_study(study)
     rungs = make_rungs(study.algorithm, resolved.full_epochs)
     row = resolve(study.algorithm)
     forecast, source = forecast_of(prepared, existing, share)

@@ -7,10 +7,11 @@ driver shows and CUDA_VISIBLE_DEVICES leaves visible.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
-from automl.study_spec import ResourceChoice
+from automl.study_spec import ResourceChoice, StudySpec
 
 _NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: "<microseconds|max> <period>"
@@ -55,7 +56,15 @@ def gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return installed
-    return min(installed, len([name for name in visible.split(",") if name.strip()]))
+    names = [name.strip() for name in visible.split(",")]
+    shown = takewhile(lambda name: name and not name.startswith("-"), names)  # -1 hides the rest
+    return min(installed, len(list(shown)))
+
+
+def of_study(study: StudySpec) -> TrialResources:
+    """Return what each trial of a study gets here; the local runner runs one at a time."""
+    share = per_trial(study.resources)
+    return replace(share, max_concurrent=1) if study.runner == "local" else share
 
 
 def per_trial(wanted: ResourceChoice) -> TrialResources:

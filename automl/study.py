@@ -27,7 +27,7 @@ from automl.policy import (
 )
 from automl.promote.chain import Bundle, promote, record_check
 from automl.promote.isolated import Outcome, run_action
-from automl.resources import per_trial
+from automl.resources import of_study
 from automl.store import ResolvedStudy, Study, open_study, owner_of, read_lock
 from automl.study_spec import load_study
 from automl.trial import TRIAL_VARIABLE
@@ -271,7 +271,7 @@ def refuse_without_space(prepared: Prepared) -> None:
     while not place.exists():
         place = place.parent
     one = int(float(prepared.metadata.get("checkpoint_mb", 0.0)) * 2**20)
-    concurrent = per_trial(prepared.resolved.study.resources).max_concurrent
+    concurrent = of_study(prepared.resolved.study).max_concurrent
     held = sum(
         file.stat().st_size
         for folder in ("trials", "promotion", "bundle")
@@ -296,7 +296,7 @@ def _run_trials(
     study: Study, prepared: Prepared, address: str | None, progress: bool, say: Say
 ) -> None:
     settings = study.resolved.study
-    share = per_trial(settings.resources)
+    share = of_study(settings)
     forecast, source = forecast_of(prepared, study, share)
     time = f"about {duration(forecast.seconds)}" if forecast.seconds else "unknown"
     say(f"study {study.name}: forecast {time} ({source})")

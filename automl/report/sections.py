@@ -30,7 +30,7 @@ from automl.report.markup import (
 )
 from automl.report.pictures import gallery
 from automl.report.verdict import change
-from automl.resources import cores, gpus, per_trial
+from automl.resources import cores, gpus, of_study
 from automl.space import Parameter
 from automl.store import Study, TrialRecord
 
@@ -201,7 +201,7 @@ def peak_memory(trial: TrialRecord) -> float | None:
 
 def cost(study: Study) -> Html:
     """Time, epochs and memory of the whole study."""
-    share = per_trial(study.resolved.study.resources)
+    share = of_study(study.resolved.study)
     device, per = ("GPU", share.gpus) if share.gpus else ("core", share.cpus)
     seconds = sum(trial.seconds for trial in study.trials)
     epochs = sum(trial.last_epoch for trial in study.trials)
@@ -333,7 +333,7 @@ def machine(study: Study, bundle: Mapping[str, Any] | None) -> Html:
     """Where, with what and from which seed."""
     sessions = [event for event in study.events if event["kind"] == "session_started"]
     hosts = dict.fromkeys(event.get("host", "unknown") for event in sessions)
-    share = per_trial(study.resolved.study.resources)
+    share = of_study(study.resolved.study)
     trials = f"{share.max_concurrent} at once, cores of each: {number(share.cpus)}"
     trials += f", GPUs of each: {number(share.gpus)}"
     memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB memory"

@@ -33,7 +33,7 @@ from ray.tune import TuneError
 
 from automl.contract import Status
 from automl.errors import StoreError, StudyFailedError
-from automl.resources import TrialResources, gpus, per_trial
+from automl.resources import TrialResources, gpus, of_study
 from automl.runners import Interruption, conclude
 from automl.runners.ray_search import StopWhen, StudyScheduler, StudySearcher, StudyWatch
 from automl.trial import WORKER_LOG, Job, Outcome, TrialDriver, run_trial
@@ -84,7 +84,7 @@ def run(
     scratch.mkdir(exist_ok=True)
     end_leftovers(scratch)
     driver = TrialDriver(study, algorithm, trainable, live)
-    share = per_trial(study.resolved.study.resources)
+    share = of_study(study.resolved.study)
     with Interruption() as interruption:
         if driver.has_work():
             with (

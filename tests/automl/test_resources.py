@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
-from automl.resources import cores, gpus, per_trial
+from automl import resources
+from automl.resources import cores, gpus, of_study, per_trial
 from automl.study_spec import ResourceChoice
+from tests.automl.studies import study_spec
 
 
 def test_what_a_study_names_is_taken_as_it_is() -> None:
@@ -29,3 +32,26 @@ def test_without_gpus_one_core_trains_one_trial(monkeypatch: pytest.MonkeyPatch)
 
 def test_only_cores_this_process_may_use_are_counted() -> None:
     assert 1 <= cores() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("visible", "count"),
+    [(None, 2), ("0", 1), ("0,1", 2), ("GPU-5a, GPU-7b", 2), ("", 0), ("-1", 0), ("1,-1,0", 1)],
+)
+def test_visible_gpus_are_counted_as_cuda_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, count: int
+) -> None:
+    for bus in ("0000:01:00.0", "0000:02:00.0"):
+        (tmp_path / bus).mkdir()
+    monkeypatch.setattr(resources, "_NVIDIA_GPUS", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+    assert gpus() == count
+
+
+def test_the_local_runner_runs_one_trial_at_a_time() -> None:
+    two = {"max_concurrent": 2}
+    assert of_study(study_spec(runner="ray", resources=two)).max_concurrent == 2
+    assert of_study(study_spec(runner="local", resources=two)).max_concurrent == 1
