@@ -201,6 +201,27 @@ def _one_source(action: str) -> Rule:
     return Rule((checkpoint, engine), broken, "Set exactly one of them", actions=(action,))
 
 
+def _kinds_of_files(action: str) -> tuple[Rule, Rule]:
+    """Weights end in .pth; graphs and engines do not."""
+    checkpoint, engine = f"{action}.checkpoint", f"{action}.trt_engine"
+
+    def is_weights(spec: ExperimentSpec, path: str) -> bool | None:
+        value = value_at(spec, path)
+        return None if is_open(value) else str(value).endswith(".pth")
+
+    def no_weights(spec: ExperimentSpec) -> str | None:
+        wrong = is_weights(spec, checkpoint) is False
+        return _said_if(wrong, f"got {value_at(spec, checkpoint)}, weights end in .pth")
+
+    def no_engine(spec: ExperimentSpec) -> str | None:
+        return _said_if(bool(is_weights(spec, engine)), f"got weights, {value_at(spec, engine)}")
+
+    return (
+        Rule((checkpoint,), no_weights, f"Set {engine} for a graph or an engine", (action,)),
+        Rule((engine,), no_engine, f"Set {checkpoint} for weights", (action,)),
+    )
+
+
 def _output(action: str) -> Rule:
     own = f"{action}.results_dir"
 
@@ -432,6 +453,7 @@ TRAIN_RULES: tuple[Rule, ...] = (
 
 DEPLOY_RULES: tuple[Rule, ...] = (
     *(_one_source(action) for action in ("evaluate", "inference")),
+    *(rule for action in ("evaluate", "inference") for rule in _kinds_of_files(action)),
     *(_both_sides(action) for action in ("evaluate", "inference")),
     *_sides(
         *(

@@ -138,6 +138,19 @@ def test_exactly_one_of_checkpoint_and_engine(action: str, data: tuple[str, ...]
         load_spec(None, ["results_dir=out", *data, given], action=action)
 
 
+@pytest.mark.parametrize(("action", "data"), [("evaluate", EVALUATE), ("inference", INFERENCE)])
+@pytest.mark.parametrize(
+    ("given", "file", "other"),
+    [("checkpoint", "a.engine", "trt_engine"), ("trt_engine", "a.pth", "checkpoint")],
+)
+def test_weights_and_engines_are_not_taken_for_each_other(
+    action: str, data: tuple[str, ...], given: str, file: str, other: str
+) -> None:
+    found = problems((*data, f"{action}.{given}={file}"), action)
+    assert file in found[f"{action}.{given}"]
+    assert f"Set {action}.{other}" in found[f"{action}.{given}"]
+
+
 @pytest.mark.parametrize("action", list(ACTIONS))
 def test_either_results_dir_is_enough(action: str) -> None:
     with pytest.raises(SpecError) as caught:
@@ -146,8 +159,9 @@ def test_either_results_dir_is_enough(action: str) -> None:
 
 
 def test_every_rule_has_a_case() -> None:
-    one_source = {f"{action}.checkpoint" for action in ("evaluate", "inference")}
-    keys = {key for key, *_ in (*BROKEN, *WARNED)} | one_source | {"results_dir"}
+    files = ("checkpoint", "trt_engine")
+    sources = {f"{action}.{file}" for action in ("evaluate", "inference") for file in files}
+    keys = {key for key, *_ in (*BROKEN, *WARNED)} | sources | {"results_dir"}
     # 4, 8 and 16 divide the width of every encoder, so this rule cannot break today.
     assert {rule.keys[0] for rule in RULES} - keys == {"model.cv_group"}
 
