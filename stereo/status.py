@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from stereo.spec.experiment import ExperimentSpec
 
 Word = Literal["STARTED", "RUNNING", "SUCCESS", "FAILURE", "SKIPPED"]
-ENGINE_PREFIX = "trt_"  # evaluate and inference of an engine have directories of their own
+ENGINE_FORMS = ("evaluate", "inference")  # with an engine they have directories of their own
 VERSIONED = ("depthtune", "torch", "pytorch-lightning", "numpy", "onnx", "onnxruntime")
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -43,19 +43,20 @@ def action_directory(spec: ExperimentSpec, action: str) -> Path:
     """Where an action writes: `<action>.results_dir` as it is, else `<results_dir>/<action>`.
 
     Args:
-        spec: the experiment.
-        action: a verb, or `trt_evaluate`, `trt_inference` for the engine form.
+        spec: the experiment; `trt_evaluate` and `trt_inference` are where engines are judged.
+        action: a verb.
 
     Raises:
         SpecError: neither key is set.
     """
-    section = action.removeprefix(ENGINE_PREFIX)
-    if own := getattr(spec, section).results_dir:
-        return Path(own)
+    section = getattr(spec, action)
+    if section.results_dir:
+        return Path(section.results_dir)
     if not spec.results_dir or spec.results_dir == "???":
-        problem = f"not set, and {section}.results_dir is not set either"
+        problem = f"not set, and {action}.results_dir is not set either"
         raise SpecError([SpecProblem("", "results_dir", problem, "Set one of the two")])
-    return Path(spec.results_dir) / action
+    form = f"trt_{action}" if action in ENGINE_FORMS and section.trt_engine else action
+    return Path(spec.results_dir) / form
 
 
 class StatusLog:
@@ -69,7 +70,7 @@ class StatusLog:
         clock: Callable[[], datetime] = lambda: datetime.now().astimezone(),
     ) -> None:
         self.path = directory / "status.json"
-        self.action = action.removeprefix(ENGINE_PREFIX)
+        self.action = action
         self.verdict: Word | None = None
         self._clock = clock
         directory.mkdir(parents=True, exist_ok=True)

@@ -54,7 +54,7 @@ def test_lines_are_strict_json_with_dates_without_padding(tmp_path: Path) -> Non
 
 
 def test_the_first_verdict_stands(tmp_path: Path) -> None:
-    status = StatusLog(tmp_path, "trt_evaluate")
+    status = StatusLog(tmp_path, "evaluate")
     status.failure("Runtime error: engine", 3)
     status.success()
     (line,) = lines(tmp_path)
@@ -78,7 +78,12 @@ def test_durations_count_hours(seconds: float, text: str) -> None:
 def test_an_own_directory_is_used_as_it_is() -> None:
     spec = ExperimentSpec(results_dir="/runs/a")
     assert action_directory(spec, "train") == Path("/runs/a/train")
-    assert action_directory(spec, "trt_evaluate") == Path("/runs/a/trt_evaluate")
+    spec.evaluate.checkpoint = "a.pth"
+    assert action_directory(spec, "evaluate") == Path("/runs/a/evaluate")
+    spec.evaluate.checkpoint, spec.evaluate.trt_engine = None, "a.rtx"
+    assert action_directory(spec, "evaluate") == Path("/runs/a/trt_evaluate"), "scores of its own"
+    spec.gen_trt_engine.trt_engine = "b.rtx"
+    assert action_directory(spec, "gen_trt_engine") == Path("/runs/a/gen_trt_engine")
     spec.train.results_dir = "/elsewhere"
     assert action_directory(spec, "train") == Path("/elsewhere")
 
