@@ -91,20 +91,32 @@ def read_lock(directory: Path) -> ResolvedStudy | None:
 def owner_of(directory: Path) -> dict[str, Any] | None:
     """Return pid, start time and host of the living driver of a study, else None.
 
-    A driver on another host cannot be looked at; it counts as living until it closes the study.
+    Of a driver on another host, or in a container that has gone, only the lock can be looked at.
     """
+    path = directory / OWNER_FILE
     try:
-        owner = json.loads((directory / OWNER_FILE).read_text(encoding="utf-8"))
+        owner = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if owner["host"] == socket.gethostname():
+    here = owner["host"] == socket.gethostname()
+    living = _is_running(owner["pid"], owner["started"]) if here else _is_locked(path)
+    return cast("dict[str, Any]", owner) if living else None
+
+
+def _is_running(pid: int, started: float) -> bool:
+    try:
+        return abs(psutil.Process(pid).create_time() - started) <= 1
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _is_locked(path: Path) -> bool:
+    with path.open("rb") as file:
         try:
-            started = psutil.Process(owner["pid"]).create_time()
-        except psutil.NoSuchProcess:
-            return None
-        if abs(started - owner["started"]) > 1:
-            return None
-    return cast("dict[str, Any]", owner)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
 
 
 def code_version() -> str:

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -204,6 +205,17 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path):
     finally:
         release.set()
         child.join()
+
+
+def test_a_driver_that_died_in_another_container_does_not_block(tmp_path):
+    study = open_study(studies.resolved(tmp_path), tmp_path / "s")
+    owner = tmp_path / "s" / "owner.json"
+    elsewhere = owner.read_text().replace(socket.gethostname(), "another-host")
+    owner.write_text(elsewhere)
+    assert owner_of(tmp_path / "s")["host"] == "another-host"
+    study.close()
+    owner.write_text(elsewhere)
+    assert owner_of(tmp_path / "s") is None
 
 
 def test_a_difference_on_resume_names_the_key_and_both_values(tmp_path):
