@@ -88,7 +88,7 @@ def test_every_commented_default_may_be_switched_on(action: str, tmp_path: Path)
              for line in body.splitlines()]  # fmt: skip
     open_values = {
         "data_sources: ???": "data_sources: [{dataset_name: Middlebury, data_file: a}]",
-        "???": "given",
+        "???": "given.pth",
     }
     filled = "\n".join(lines)
     for value, given in open_values.items():
