@@ -4,7 +4,8 @@
     ├── StudySpecError       exit 2  the study file, an override, an option (all mistakes together)
     ├── SchemaError          exit 2  a schema or model.json of the trainer
     ├── TrainableError       exit 2  the trainer is not installed or breaks the contract
-    ├── StoreError           exit 1  the study's files: full disk, damaged log
+    ├── StoreError           exit 1  the study's files: full disk
+    │   ├── UnreadableError  exit 2  they are damaged, of a newer release, or not there
     │   └── StudyLockedError exit 2  another driver owns the study, or it was created differently
     ├── StudyFailedError     exit 1  the study cannot go on (trials fail one after another)
     └── NoResultError        exit 3  ran, but no trial is complete
@@ -64,6 +65,12 @@ class TrainableError(AutoMLError):
 
 class StoreError(AutoMLError):
     """The files of a study cannot be read or written."""
+
+
+class UnreadableError(StoreError):
+    """The files of a study are damaged, of a newer release, or not there; nothing was run."""
+
+    exit_code = 2
 
 
 class StudyLockedError(StoreError):

@@ -34,7 +34,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from automl.errors import StoreError
+from automl.errors import StoreError, UnreadableError
 
 FORMAT_VERSION = 1
 
@@ -54,7 +54,7 @@ class EventLog:
         """Open or create the log, repairing a torn last line.
 
         Raises:
-            StoreError: unreadable, damaged before its last line, or of a newer format.
+            UnreadableError: unreadable, damaged before its last line, or of a newer format.
         """
         self.path = path
         self.repaired_bytes = 0
@@ -119,12 +119,12 @@ def read(path: Path) -> list[Event]:
     """Read a log that may be written at this moment; a torn last line is left out.
 
     Raises:
-        StoreError: unreadable, damaged before its last line, or of a newer format.
+        UnreadableError: unreadable, damaged before its last line, or of a newer format.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UnreadableError(f"{path}: cannot be read: {error.strerror}") from error
     return _decode(path, data)[0]
 
 
@@ -162,7 +162,7 @@ def _decode(path: Path, data: bytes) -> tuple[list[Event], int]:
         event = _parse(line)
         if event is None:
             if number < len(lines):
-                raise StoreError(
+                raise UnreadableError(
                     f"{path}:{number}: this line is not an event, and it is not the last one:"
                     " the log was damaged from outside. Restore it from a copy, or delete the"
                     " study's directory to start again"
@@ -205,9 +205,11 @@ def _check_format(path: Path, events: list[Event]) -> None:
         return
     version = events[0].get("format_version")
     if events[0]["kind"] != "study_created" or not isinstance(version, int):
-        raise StoreError(f"{path}:1: the first event is not study_created with a format_version")
+        raise UnreadableError(
+            f"{path}:1: the first event is not study_created with a format_version"
+        )
     if version > FORMAT_VERSION:
-        raise StoreError(
+        raise UnreadableError(
             f"{path}:1: format_version {version}, this program reads up to {FORMAT_VERSION}."
             " Use the newer release of depthtune that wrote this study"
         )

@@ -23,7 +23,7 @@ import psutil
 import yaml
 
 from automl.contract import Objective
-from automl.errors import StoreError, StudyLockedError
+from automl.errors import StudyLockedError, UnreadableError
 from automl.events import FORMAT_VERSION, write_error
 from automl.space import SearchSpace
 from automl.study_spec import BudgetChoice, StudySpec, parse_yaml, study_from_dict
@@ -70,7 +70,7 @@ def read_lock(directory: Path) -> ResolvedStudy | None:
     """Return what a study was created with, or None where there is none.
 
     Raises:
-        StoreError: unreadable or newer.
+        UnreadableError: damaged or newer.
     """
     tree = _lock_tree(directory)
     if tree is None:
@@ -85,7 +85,7 @@ def read_lock(directory: Path) -> ResolvedStudy | None:
             code_version=tree["code_version"],
         )
     except (KeyError, TypeError) as error:
-        raise StoreError(f"{directory / LOCK_FILE}: is damaged: {error}") from error
+        raise UnreadableError(f"{directory / LOCK_FILE}: is damaged: {error}") from error
 
 
 def owner_of(directory: Path) -> dict[str, Any] | None:
@@ -188,12 +188,12 @@ def _lock_tree(directory: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StoreError(f"{path}: cannot be read: {error}") from error
+        raise UnreadableError(f"{path}: cannot be read: {error}") from error
     found = cast("dict[str, Any]", tree).get("format_version") if isinstance(tree, dict) else None
     if not isinstance(found, int):
-        raise StoreError(f"{path}: is damaged: it has no format_version")
+        raise UnreadableError(f"{path}: is damaged: it has no format_version")
     if found > FORMAT_VERSION:
-        raise StoreError(
+        raise UnreadableError(
             f"{path}: format_version {found}, this program reads up to {FORMAT_VERSION}."
             " Use the newer release of depthtune that wrote this study"
         )
@@ -210,7 +210,7 @@ def check_lock(resolved: ResolvedStudy, directory: Path, events_file: Path) -> B
     locked = read_lock(directory)
     if locked is None:
         if events_file.exists():
-            raise StoreError(
+            raise UnreadableError(
                 f"{directory}: has {events_file.name} but no {LOCK_FILE}, so what the study was"
                 " created with is unknown. Restore the file, or use another --name"
             )

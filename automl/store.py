@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from automl.contract import Objective
-from automl.errors import StoreError
+from automl.errors import StoreError, UnreadableError
 from automl.events import FORMAT_VERSION, Event, EventLog, read, write_error
 from automl.lock import (
     LOCK_FILE,
@@ -359,11 +359,11 @@ def read_study(directory: Path) -> Study:
     """Read a study, running or not, without touching it.
 
     Raises:
-        StoreError: there is no study, or it is damaged or newer.
+        UnreadableError: there is no study, or it is damaged or newer.
     """
     resolved = read_lock(directory)
     if resolved is None or not (directory / EVENTS_FILE).is_file():
-        raise StoreError(
+        raise UnreadableError(
             f"{directory}: holds no study ({LOCK_FILE} and {EVENTS_FILE} are expected)."
             " `automl list` shows the studies there are"
         )
@@ -380,7 +380,7 @@ def _open_log(
             identity = {"name": study.name, "model": resolved.study.model}
             study.append({"kind": "study_created", "format_version": FORMAT_VERSION, **identity})
         session = {"pid": os.getpid(), "host": socket.gethostname()}
-        facts = {"code_version": resolved.code_version, "repaired_bytes": log.repaired_bytes}
+        facts = {"code_version": code_version(), "repaired_bytes": log.repaired_bytes}
         study.append({"kind": "session_started", **session, **facts})
         if old_budget is not None:
             change = {"old": asdict(old_budget), "new": asdict(resolved.study.budget)}

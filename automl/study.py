@@ -16,7 +16,7 @@ from typing import Any
 
 from automl.algorithms.table import make_algorithm
 from automl.contract import Status, Trainable, find_trainable
-from automl.errors import AutoMLError, PromotionError, StoreError, StudyLockedError
+from automl.errors import AutoMLError, PromotionError, StudyLockedError, UnreadableError
 from automl.plan import RESULTS, Prepared, duration, forecast_of, prepare, seconds_per_epoch, table
 from automl.policy import (
     Decision,
@@ -169,11 +169,13 @@ def reopen(directory: Path) -> Study:
     """Open an existing study for writing, with the settings it was created with.
 
     Raises:
-        StoreError: there is no study.
+        UnreadableError: there is no study.
     """
     resolved: ResolvedStudy | None = read_lock(directory)
     if resolved is None:
-        raise StoreError(f"{directory}: holds no study. `automl list` shows the studies there are")
+        raise UnreadableError(
+            f"{directory}: holds no study. `automl list` shows the studies there are"
+        )
     return open_study(resolved, directory)
 
 

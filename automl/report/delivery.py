@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from automl.errors import StoreError
+from automl.errors import UnreadableError
 from automl.report.markup import (
     NOTHING,
     Column,
@@ -32,7 +32,7 @@ def read_bundle(study: Study) -> dict[str, Any] | None:
     """Return `bundle.json`, None without a bundle.
 
     Raises:
-        StoreError: damaged, or of a newer format.
+        UnreadableError: damaged, or of a newer format.
     """
     path = study.directory / "bundle" / "bundle.json"
     try:
@@ -40,9 +40,9 @@ def read_bundle(study: Study) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise StoreError(f"{path}: is damaged: {error}. Promote the study again") from error
+        raise UnreadableError(f"{path}: is damaged: {error}. Promote the study again") from error
     if bundle["format_version"] > BUNDLE_FORMAT_VERSION:
-        raise StoreError(
+        raise UnreadableError(
             f"{path}: format_version {bundle['format_version']}, this program reads up to "
             f"{BUNDLE_FORMAT_VERSION}. Use the newer release of depthtune that wrote it"
         )
@@ -135,7 +135,11 @@ def best_spec(study: Study) -> Html:
             tag("h3", "The whole spec"),
             tag("p", join([button, tag("span", "", id="copied", role="status")])),
             tag("pre", best, id="spec", tabindex="0", aria_label="The best spec as YAML"),
-            tag("p", "The same text is in best_spec.yaml beside this page."),
+            tag(
+                "p",
+                "The same text is in best_spec.yaml beside this page; "
+                "depth_net train -e best_spec.yaml results_dir=DIR trains it again.",
+            ),
         ]
     )
 

@@ -36,7 +36,7 @@ def write_report(study: Study, path: Path | None = None) -> Path:
         path: the page; the other files go beside it. Default: `report.html` in the study.
 
     Raises:
-        StoreError: `bundle.json` is damaged or newer.
+        UnreadableError: `bundle.json` is damaged or newer.
     """
     page = path or study.directory / PAGE
     content = render(study)

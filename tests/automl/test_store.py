@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automl.errors import StoreError, StudyLockedError
+from automl.errors import StoreError, StudyLockedError, UnreadableError
 from automl.store import open_study, owner_of, read_lock, read_study
 from automl.study_spec import BudgetChoice
 from tests.automl import studies
@@ -261,8 +261,9 @@ def test_a_newer_lock_is_refused(tmp_path):
     lock = tmp_path / "s" / "study.lock.yaml"
     lock.write_text(lock.read_text().replace("format_version: 1", "format_version: 2"))
     for opened in (read_study, lambda directory: open_study(resolved, directory)):
-        with pytest.raises(StoreError, match=r"study\.lock\.yaml: format_version 2"):
+        with pytest.raises(UnreadableError, match=r"study\.lock\.yaml: format_version 2") as caught:
             opened(tmp_path / "s")
+        assert caught.value.exit_code == 2
 
 
 def test_a_log_without_its_lock_is_refused(tmp_path):
