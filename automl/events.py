@@ -36,7 +36,8 @@ from typing import Any, cast
 
 from automl.errors import StoreError, UnreadableError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 1  # of events.jsonl and study.lock.yaml
+BUNDLE_FORMAT_VERSION = 1  # of bundle.json, which promote writes and report reads
 
 Event = dict[str, Any]
 

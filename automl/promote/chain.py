@@ -26,11 +26,11 @@ import yaml
 
 from automl.contract import Status, Trainable, find_trainable
 from automl.errors import AutoMLError, NoResultError, PromotionError
+from automl.events import BUNDLE_FORMAT_VERSION
 from automl.promote.isolated import ActionProcess, Outcome
 from automl.store import Study, TrialRecord, code_version
 from automl.study_spec import get_path, merge, set_path
 
-BUNDLE_FORMAT_VERSION = 1
 PRECISION_KEY = "gen_trt_engine.tensorrt.data_type"
 # Largest accepted difference between the scores of engine and checkpoint, by engine precision.
 DEFAULT_LIMITS: Mapping[str, Mapping[str, float]] = {

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from automl.errors import UnreadableError
+from automl.events import BUNDLE_FORMAT_VERSION
 from automl.report.markup import (
     NOTHING,
     Column,
@@ -24,7 +25,6 @@ from automl.report.markup import (
 )
 from automl.store import Study
 
-BUNDLE_FORMAT_VERSION = 1
 ROLES = ("checkpoint", "graph", "engine")
 
 
