@@ -13,10 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stereo.errors import NoResultError, SpecError, SpecProblem, StereoError
+from stereo.errors import NoResultError, SpecError, StereoError, interrupt_exit_code
 from stereo.files import write_json
 from stereo.registry import entry_for
+from stereo.spec import experiment
 from stereo.spec.load import load_spec, to_dict
+from stereo.spec.rules import is_open, value_at
 from stereo.status import StatusLog, log_file, write_experiment, write_provenance
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from stereo.spec.experiment import ExperimentSpec
 
 Report = Callable[[int, Mapping[str, float], Path | None], bool]
+Tell = Callable[[str], None]
 PICTURES = 4  # validation pairs shown in a report
 
 
@@ -56,6 +59,7 @@ class Job:
     directory: Path
     status: StatusLog
     report: Report | None
+    tell: Tell | None
 
 
 def run(
@@ -77,6 +81,7 @@ def run_resolved(
     *,
     report: Report | None = None,
     inferred: Mapping[str, str] | None = None,
+    tell: Tell | None = None,
 ) -> ActionResult:
     """Run an action with its files in `directory`; every outcome ends in status.json.
 
@@ -86,54 +91,67 @@ def run_resolved(
         directory: where the action writes, used as it is.
         report: see `stereo.trainable.DepthNet.run`.
         inferred: keys that were filled from a parent, with the reason.
+        tell: told in words what takes seconds; default: the log.
     """
     directory.mkdir(parents=True, exist_ok=True)
     status = StatusLog(directory, action)
     write_experiment(directory, to_dict(spec))
-    write_provenance(directory, action=action, seed=spec.train.seed, inferred=inferred)
+    write_provenance(
+        directory,
+        action=action,
+        seed=spec.train.seed,
+        inferred=inferred,
+        inputs=input_files(action, spec),
+    )
     status.started()
     with log_file(directory, action):
         try:
-            result = ACTIONS[action](Job(spec, directory, status, report))
-        except KeyboardInterrupt:
-            status.failure("Interrupted; state saved.", 130)
+            result = ACTIONS[action](Job(spec, directory, status, report, tell))
+            category = CATEGORIES.get(result.status, "")
+        except KeyboardInterrupt as interrupt:
+            status.failure("Interrupted.", interrupt_exit_code(interrupt))
             raise
-        except (StereoError, OSError) as error:
-            result = _failed(error)
-        except (MemoryError, RuntimeError) as error:
-            result = _failed_in_torch(error)
+        except Exception as error:  # noqa: BLE001  a bug ends in a verdict too, with its traceback
+            category, result = _failed(error)
     if result.exit_code == 0:
         status.success(artifacts=list(result.artifacts.values()), kpi=result.metrics)
     else:
-        status.failure(f"{CATEGORIES[result.status]}: {result.detail}", result.exit_code)
+        status.failure(f"{category}: {result.detail}", result.exit_code)
     return result
 
 
-CATEGORIES = {
-    "diverged": "No usable result",
-    "out_of_memory": "Out of memory",
-    "invalid_spec": "Configuration error",
-    "failed": "Runtime error",
-}
+def input_files(action: str, spec: ExperimentSpec) -> list[Path]:
+    """The annotation files, weights, graphs and engines that an action is given and that exist."""
+    files: list[Path] = []
+    for given in experiment.ACTIONS[SPEC_OF.get(action, action)].inputs:
+        value = value_at(spec, given.path)
+        named = [source.data_file for source in value] if isinstance(value, list) else [value]
+        files += [Path(name).expanduser() for name in named if not is_open(name)]
+    return [file for file in files if file.is_file()]
 
 
-def _failed(error: StereoError | OSError) -> ActionResult:
-    if isinstance(error, OSError):
-        return ActionResult("failed", {}, {}, f"File system error: {error}", 1)
-    word = "diverged" if isinstance(error, NoResultError) else "failed"
-    if isinstance(error, SpecError):
-        word = "invalid_spec"
-    return ActionResult(word, {}, {}, str(error), error.exit_code)
+CATEGORIES = {"diverged": "No usable result", "out_of_memory": "Out of memory"}
 
 
-def _failed_in_torch(error: MemoryError | RuntimeError) -> ActionResult:
-    """Out of memory is an outcome; any other runtime error is a bug and keeps its traceback."""
+def _failed(error: Exception) -> tuple[str, ActionResult]:
+    """First words of the FAILURE line, and the outcome that an error stands for."""
     from stereo.train.trainer import is_out_of_memory
 
+    if isinstance(error, StereoError):
+        word = "diverged" if isinstance(error, NoResultError) else "failed"
+        word = "invalid_spec" if isinstance(error, SpecError) else word
+        found_before = "Configuration error" if error.exit_code == 2 else "Runtime error"
+        return CATEGORIES.get(word, found_before), _without_result(word, error, error.exit_code)
     if is_out_of_memory(error):
-        remedy = "Use a smaller batch, crop or volume_dim"
-        return ActionResult("out_of_memory", {}, {}, f"{error}. {remedy}", 1)
-    return ActionResult("failed", {}, {}, traceback.format_exc(), 1)
+        hint = "Use a smaller batch, crop or volume_dim"
+        return CATEGORIES["out_of_memory"], _without_result("out_of_memory", f"{error}. {hint}")
+    if isinstance(error, OSError):
+        return "File system error", _without_result("failed", error)
+    return "Runtime error", _without_result("failed", traceback.format_exc())  # a bug
+
+
+def _without_result(status: str, detail: object, exit_code: int = 1) -> ActionResult:
+    return ActionResult(status, {}, {}, str(detail), exit_code)
 
 
 def train(job: Job) -> ActionResult:
@@ -151,19 +169,15 @@ def train(job: Job) -> ActionResult:
 
 def evaluate(job: Job) -> ActionResult:
     """Score a checkpoint, a graph or an engine at native size on the test split."""
-    from stereo.data.loaders import evaluation_loader
+    from stereo.data.loaders import disparity_limit, evaluation_loader
     from stereo.evaluation.evaluator import evaluate as score
 
     section = job.spec.evaluate
-    predictor = _predictor(job.spec, section, "evaluate")
-    batch_size = section.batch_size if section.batch_size > 0 else 0
-    loader = evaluation_loader(
-        job.spec.dataset.test_dataset,
-        job.spec,
-        batch_size=batch_size or job.spec.dataset.test_dataset.batch_size,
-    )
-    limit = min(job.spec.dataset.max_disparity, job.spec.model.max_disparity)
-    evaluation = score(predictor, loader, max_disparity=limit)
+    predictor = _predictor(job.spec, section)
+    split = job.spec.dataset.test_dataset
+    batch_size = section.batch_size if section.batch_size > 0 else split.batch_size
+    loader = evaluation_loader(split, job.spec, batch_size=batch_size)
+    evaluation = score(predictor, loader, max_disparity=disparity_limit(job.spec))
     files = _write_evaluation(job.directory, evaluation, predictor)
     names = {f"val/{name}": value for name, value in evaluation.metrics.items()}
     bare = evaluation.metrics if section.trt_engine else {}
@@ -192,7 +206,7 @@ def inference(job: Job) -> ActionResult:
     from stereo.evaluation.pictures import write_predictions
 
     section = job.spec.inference
-    predictor = _predictor(job.spec, section, "inference")
+    predictor = _predictor(job.spec, section)
     split = job.spec.dataset.infer_dataset
     batch_size = section.batch_size if section.batch_size > 0 else split.batch_size
     loader = evaluation_loader(split, job.spec, batch_size=batch_size, inference=True)
@@ -219,7 +233,7 @@ def export(job: Job) -> ActionResult:
     checkpoint = Path(section.checkpoint)
     graph = Path(section.onnx_file or job.directory / f"{checkpoint.resolve().stem}.onnx")
     network = load_network(checkpoint, job.spec)
-    info = export_graph(network, job.spec, graph, checkpoint=checkpoint)
+    info = export_graph(network, job.spec, graph, checkpoint=checkpoint, progress=job.tell)
     metrics = {
         "export/max_difference_px": info.max_difference,
         "export/nodes": float(info.nodes),
@@ -232,7 +246,7 @@ def gen_trt_engine(job: Job) -> ActionResult:
     """Build an engine from a graph with the chosen backend."""
     from stereo.engines.build import build_engine
 
-    info = build_engine(job.spec.gen_trt_engine, job.directory)
+    info = build_engine(job.spec.gen_trt_engine, job.directory, progress=job.tell)
     metrics = {
         "engine/bytes": float(info.engine.stat().st_size),
         "engine/build_seconds": float(info.facts.get("build_seconds", 0.0)),
@@ -271,29 +285,23 @@ def pictures(job: Job) -> ActionResult:
     from stereo.evaluation.pictures import write_pictures
 
     split = job.spec.dataset.test_dataset
-    predictor = _predictor(job.spec, job.spec.evaluate, "evaluate")
+    predictor = _predictor(job.spec, job.spec.evaluate)
     loader = evaluation_loader(split, job.spec, batch_size=1)
     items = write_pictures(predictor, loader, job.directory, split.augmentation, count=PICTURES)
     write_json(job.directory / "pictures.json", items)
     return ActionResult("ok", {}, {"pictures": job.directory / "pictures.json"})
 
 
-def _predictor(spec: ExperimentSpec, section: EvaluateSpec | InferenceSpec, verb: str) -> Predictor:
-    """The predictor of exactly one of `checkpoint` and `trt_engine`."""
+def _predictor(spec: ExperimentSpec, section: EvaluateSpec | InferenceSpec) -> Predictor:
+    """The predictor of `checkpoint` or of `trt_engine`, whichever is set."""
     from stereo.predict import load_predictor
 
-    chosen = [path for path in (section.checkpoint, section.trt_engine) if path]
-    if len(chosen) != 1:
-        problem = "both are set" if chosen else "neither is set"
-        remedy = "Set exactly one: checkpoint for PyTorch, trt_engine for an engine or graph"
-        key = f"{verb}.checkpoint, {verb}.trt_engine"
-        raise SpecError([SpecProblem("", key, problem, remedy)])
     size = None
     if section.input_height and section.input_width:
         size = (section.input_height, section.input_width)
-    return load_predictor(
-        Path(chosen[0]), spec, input_size=size, native_padded=section.native_padded
-    )
+    file = section.checkpoint or section.trt_engine
+    assert file is not None  # a rule of the spec
+    return load_predictor(Path(file), spec, input_size=size, native_padded=section.native_padded)
 
 
 ACTIONS: dict[str, Callable[[Job], ActionResult]] = {

@@ -11,10 +11,12 @@
         DivergedError         3  the loss or the monitored metric became NaN or infinite
 
 A message names the file, the key or path, the value found, the values allowed and the next step.
+A KeyboardInterrupt that carries SIGTERM stands for that signal: exit code 143 instead of 130.
 """
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -91,3 +93,8 @@ class NoResultError(StereoError):
 
 class DivergedError(NoResultError):
     """A training run whose loss or monitored metric is no longer finite."""
+
+
+def interrupt_exit_code(interrupt: KeyboardInterrupt) -> int:
+    """Exit code after SIGTERM, which such an interrupt carries as its argument, or SIGINT."""
+    return 143 if interrupt.args == (signal.SIGTERM,) else 130

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+import logging
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stereo import actions
+from stereo.data.generator import EmbeddedSet
+from stereo.files import sha256
+
+
+def status_lines(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "status.json").read_text().splitlines()]
+
+
+def test_evaluate_scores_and_leaves_its_records(
+    small_values: dict, small_weights: Path, small_data: EmbeddedSet, tmp_path: Path
+) -> None:
+    spec = {**small_values, "evaluate": {"checkpoint": str(small_weights)}}
+
+    result = actions.run("evaluate", spec, tmp_path)
+
+    assert (result.status, result.exit_code) == ("ok", 0)
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert result.metrics["val/epe"] == written["epe"] == written["image"]["epe"]
+    rows = json.loads((tmp_path / "per_sample_results.json").read_text())
+    assert len(rows) == written["images"] == 2
+    provenance = json.loads((tmp_path / "provenance.json").read_text())
+    assert provenance["inputs"] == {str(f): sha256(f) for f in (small_data.val, small_weights)}
+    *_, scores, verdict = status_lines(tmp_path)
+    assert scores["message"] == "Test metrics generated."
+    assert "epe" not in scores["kpi"], "the bare names are those of engines"
+    assert (verdict["status"], verdict["exit_code"]) == ("SUCCESS", 0)
+    assert verdict["artifacts"] == ["results.json", "per_sample_results.json"]
+
+
+def test_a_wrong_spec_is_a_status_and_writes_nothing(small_values: dict, tmp_path: Path) -> None:
+    spec = {**small_values, "evaluate": {"checkpoint": "a.pth", "chekpoint": 1}}
+    result = actions.run("evaluate", spec, tmp_path / "run")
+    assert (result.status, result.exit_code) == ("invalid_spec", 2)
+    assert "evaluate.chekpoint: unknown key" in result.detail
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_are_not_there_are_a_configuration_error(
+    small_values: dict, tmp_path: Path
+) -> None:
+    spec = {**small_values, "evaluate": {"checkpoint": str(tmp_path / "gone.pth")}}
+    result = actions.run("evaluate", spec, tmp_path / "run")
+    assert (result.status, result.exit_code) == ("failed", 2)
+    verdict = status_lines(tmp_path / "run")[-1]
+    assert (verdict["status"], verdict["exit_code"]) == ("FAILURE", 2)
+    assert verdict["message"].startswith("Configuration error: ")
+    assert "gone.pth: no such checkpoint" in verdict["message"]
+
+
+def test_a_file_that_cannot_be_written_is_a_file_system_error(
+    small_values: dict, small_weights: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "results.json").mkdir()
+    spec = {**small_values, "evaluate": {"checkpoint": str(small_weights)}}
+    result = actions.run("evaluate", spec, tmp_path)
+    assert (result.status, result.exit_code) == ("failed", 1)
+    message = status_lines(tmp_path)[-1]["message"]
+    assert message.startswith("File system error: ")
+    assert "results.json" in message
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (KeyError("no_such_name"), "failed", r"Runtime error: Traceback .*no_such_name"),
+        (RuntimeError("CUDA out of memory"), "out_of_memory", "Out of memory: .*smaller batch"),
+    ],
+)
+def test_an_error_that_nobody_foresaw_ends_in_a_verdict(
+    error: Exception,
+    status: str,
+    words: str,
+    small_values: dict,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(_job: actions.Job) -> actions.ActionResult:
+        raise error
+
+    monkeypatch.setitem(actions.ACTIONS, "check", broken)
+    result = actions.run("check", small_values, tmp_path)
+    assert (result.status, result.exit_code) == (status, 1)
+    verdict = status_lines(tmp_path)[-1]
+    assert verdict["status"] == "FAILURE"
+    assert re.match(words, verdict["message"], re.DOTALL)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_leaves_a_verdict_with_its_exit_code(
+    number: signal.Signals,
+    code: int,
+    small_values: dict,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(_job: actions.Job) -> actions.ActionResult:
+        raise KeyboardInterrupt(number)
+
+    monkeypatch.setitem(actions.ACTIONS, "check", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        actions.run("check", small_values, tmp_path)
+    verdict = status_lines(tmp_path)[-1]
+    assert (verdict["status"], verdict["exit_code"]) == ("FAILURE", code)
+
+
+def test_check_counts_pairs_and_finds_the_size_of_the_graph(
+    small_values: dict, tmp_path: Path
+) -> None:
+    result = actions.run("check", small_values, tmp_path)
+    assert result.metrics == {
+        "pairs_train": 2.0,
+        "pairs_val": 2.0,
+        "height": 64.0,
+        "width": 128.0,
+        "mixed_sizes": 0.0,
+    }
+    facts = json.loads((tmp_path / "data.json").read_text())
+    assert facts["val_dataset"]["sizes"] == {"60x120": 2}
+
+
+def test_checkpoint_becomes_graph_becomes_engine_becomes_scores(
+    small_values: dict, small_weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    spec = {**small_values, "export": {**small_values["export"], "checkpoint": str(small_weights)}}
+    exported = actions.run("export", spec, tmp_path / "export")
+    assert exported.exit_code == 0, exported.detail
+    graph = exported.artifacts["graph"]
+    assert graph == tmp_path / "export" / "dn_model_best.onnx"
+    assert "comparing ONNX Runtime with PyTorch" in caplog.text
+
+    again = actions.run("export", spec, tmp_path / "export")
+    assert again.exit_code == 2
+    assert "export.overwrite" in again.detail
+
+    section = {"onnx_file": str(graph), "backend": "onnxruntime"}
+    built = actions.run("gen_trt_engine", {**small_values, "gen_trt_engine": section}, tmp_path)
+    assert built.exit_code == 0, built.detail
+
+    engine = str(built.artifacts["engine"])
+    spec = {**small_values, "evaluate": {"trt_engine": engine}}
+    scored = actions.run("evaluate", spec, tmp_path / "trt_evaluate")
+    assert scored.exit_code == 0, scored.detail
+    *_, scores, _verdict = status_lines(tmp_path / "trt_evaluate")
+    assert scores["kpi"]["epe"] == scores["kpi"]["val/epe"] == scored.metrics["val/epe"]
