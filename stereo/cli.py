@@ -11,16 +11,17 @@ import argparse
 import json
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from stereo import __version__
-from stereo.errors import SpecError, SpecProblem, StereoError
+from stereo.errors import SpecError, SpecProblem, StereoError, interrupt_exit_code
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from stereo.spec.experiment import ExperimentSpec
 
@@ -31,14 +32,6 @@ VERBS = {
     "inference": "write disparity maps and pictures for pairs",
     "export": "write the ONNX graph of a checkpoint, checked against PyTorch",
     "gen_trt_engine": "build an engine from a graph",
-}
-OUTPUTS = {
-    "train": "dn_model_epoch_EEE_step_SSSSS.pth, dn_model_latest.pth, dn_model_best.pth, "
-    "metrics.csv, TensorBoard events",
-    "evaluate": "results.json (fractions, not percents), per_sample_results.json",
-    "inference": "inference_images/, disparity_pfm/ (save_raw_pfm), disparity_npy/ (save_raw_npy)",
-    "export": "the graph and its sidecar GRAPH.onnx.json",
-    "gen_trt_engine": "the engine and its sidecar ENGINE.json",
 }
 EPILOG = """\
 examples:
@@ -58,14 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.command(arguments)
     except StereoError as error:
-        print(f"{error}\nExecution status: FAIL", file=sys.stderr)
-        return error.exit_code
+        print(error, file=sys.stderr)
+        code = error.exit_code
     except KeyboardInterrupt as interrupt:
-        code = 143 if interrupt.args == (signal.SIGTERM,) else 130
-        print(f"Interrupted; state saved.\nExecution status: FAIL (exit {code})", file=sys.stderr)
-        return code
+        code = interrupt_exit_code(interrupt)
+        print(f"Interrupted (exit {code}).", file=sys.stderr)
     finally:
         signal.signal(signal.SIGTERM, previous)
+    print("Execution status: FAIL")
+    return code
 
 
 def _terminate(_signal: int, _frame: object) -> None:
@@ -103,7 +97,11 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             metavar="best|latest|epoch=E|step=S",
             help="which checkpoint of the parent (default: best)",
         )
-        sub.add_argument("--dry-run", action="store_true", help="print the resolved spec and stop")
+        sub.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="print the spec, say where values come from, stop",
+        )
         sub.set_defaults(command=_run_verb, verb=verb)
     specs = commands.add_parser("default_specs", help="write the packaged spec of a verb")
     specs.add_argument("--model", required=True, choices=_models())
@@ -129,7 +127,7 @@ def _add_spec_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SPEC.yaml",
         help="the spec; any file name",
     )
-    parser.add_argument("--model", choices=_models(), help="template to start from")
+    parser.add_argument("--model", choices=_models(), help="model key (default: the one there is)")
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -145,28 +143,39 @@ def _models() -> list[str]:
 
 
 def _fields_of(verb: str) -> str:
-    """Required and popular fields of a verb, read from its schema."""
+    """What a verb reads and writes, from the published schemas of every model."""
     lines: list[str] = []
     for model in _models():
-        schema = json.loads((SCHEMAS / model / f"{verb}.schema.json").read_text("utf-8"))
-        required = list(_leaves(schema, lambda leaf, open_: open_))
-        popular = list(_leaves(schema, lambda leaf, open_: bool(leaf.get("x-popular"))))
-        lines += [f"required fields ({model}):", *required, f"popular fields ({model}):", *popular]
-    return "\n".join(
-        [*lines, f"writes: {OUTPUTS[verb]}", "also: experiment.yaml, status.json, log"]
-    )
+        folder = SCHEMAS / model
+        facts = json.loads((folder / "model.json").read_text("utf-8"))["actions"][verb]
+        leaves = dict(_leaves(json.loads((folder / f"{verb}.schema.json").read_text("utf-8"))))
+        required = [path for path in facts["required"] if path in leaves]
+        paths = [given["path"] for given in facts["inputs"]]
+        popular = [path for path, leaf in leaves.items() if leaf.get("x-popular")]
+        groups = {
+            "required fields": required,
+            "files it can be given": [path for path in paths if path not in required],
+            "popular fields": popular,
+        }
+        for title, members in groups.items():
+            if members:
+                lines += [f"{title} ({model}):", *(_field(path, leaves[path]) for path in members)]
+        lines.append(f"writes ({model}): {', '.join(facts['outputs'])}")
+    return "\n".join([*lines, "and always: experiment.yaml, provenance.json, status.json, a log"])
 
 
-def _leaves(schema: dict[str, Any], keep: Any, prefix: str = "") -> list[str]:
-    found: list[str] = []
+def _leaves(schema: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     for name, leaf in schema.get("properties", {}).items():
-        path = f"{prefix}{name}"
         if "properties" in leaf:
-            found += _leaves(leaf, keep, f"{path}.")
-        elif keep(leaf, name in schema.get("required", [])):
-            default = f" (default {leaf['default']})" if "default" in leaf else ""
-            found.append(f"  {path}: {leaf.get('description', '')}{default}")
-    return found
+            yield from _leaves(leaf, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", leaf
+
+
+def _field(path: str, leaf: Mapping[str, Any]) -> str:
+    default = leaf.get("default")
+    shown = "" if default in (None, "???") else f" (default {json.dumps(default)})"
+    return f"  {path}: {leaf.get('description', '')}{shown}"
 
 
 def _load(arguments: argparse.Namespace, action: str) -> tuple[ExperimentSpec, dict[str, str]]:
@@ -203,13 +212,27 @@ def _run_verb(arguments: argparse.Namespace) -> int:
         return 0
     from stereo import actions
 
-    result = actions.run_resolved(arguments.verb, spec, directory, inferred=reasons)
+    result = actions.run_resolved(arguments.verb, spec, directory, inferred=reasons, tell=_tell)
+    for name, value in result.metrics.items():
+        print(f"{name}: {_measured(name, value)}")
     for name, path in result.artifacts.items():
         print(f"{name}: {path}")
     if result.detail:
         print(result.detail, file=sys.stdout if result.exit_code == 0 else sys.stderr)
     print(f"Execution status: {'PASS' if result.exit_code == 0 else 'FAIL'}")
     return result.exit_code
+
+
+def _tell(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def _measured(name: str, value: float) -> str:
+    """A number with its unit; fractions as percent."""
+    from stereo.spec.experiment import METRICS
+
+    unit = METRICS.get(name, {}).get("unit", "")
+    return f"{100 * value:.3g} %" if unit == "fraction" else f"{value:.6g} {unit}".rstrip()
 
 
 def _default_specs(arguments: argparse.Namespace) -> int:

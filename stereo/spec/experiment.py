@@ -102,7 +102,13 @@ ACTIONS: Mapping[str, Action] = {
                 ActionInput("train.pretrained_model_path", optional=True),
                 ActionInput("train.resume_training_checkpoint_path", optional=True),
             ),
-            outputs=("dn_model_latest.pth", "dn_model_best.pth", "metrics.csv"),
+            outputs=(
+                "dn_model_epoch_EEE_step_SSSSS.pth",
+                "dn_model_latest.pth",
+                "dn_model_best.pth",
+                "metrics.csv",
+                "events.out.tfevents.*",
+            ),
             spec_params={
                 **_CONSTANTS,
                 "train.pretrained_model_path": "ptm_if_no_resume_model",
@@ -144,7 +150,7 @@ ACTIONS: Mapping[str, Action] = {
                 ActionInput("inference.checkpoint", optional=True),
                 ActionInput("inference.trt_engine", optional=True),
             ),
-            outputs=("predicted_depth/",),
+            outputs=("inference_images/", "disparity_pfm/", "disparity_npy/"),
             spec_params={
                 **_CONSTANTS,
                 "inference.checkpoint": "parent_model",
