@@ -283,20 +283,60 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _refuse_wrong_keys(study: StudySpec, folder: Path) -> None:
+    """Raise for all unknown keys and impossible values that a study's spec writes."""
     whole = folder / "experiment.schema.json"
     schema = read_json(whole if whole.is_file() else folder / "train.schema.json")
     known = [field.path for field in read_fields({**schema, "automl_default_parameters": []})]
+    source = f"spec of study {study.name}"
     problems: list[Problem] = []
     for path, value in leaves(study.spec):
+        field = next((key for key in known if path == key or path.startswith(f"{key}.")), None)
         if any(key.startswith(f"{path}.") for key in known):
             problem = f"got {value!r}, expected the keys of this section"
-            problems.append(Problem(f"spec of study {study.name}", path, problem))
-        elif not any(path == key or path.startswith(f"{key}.") for key in known):
+            problems.append(Problem(source, path, problem))
+        elif field is None:
             near = difflib.get_close_matches(path, known, n=1)
             remedy = f"Did you mean {near[0]}?" if near else "See docs/spec-reference.md"
-            problems.append(Problem(f"spec of study {study.name}", path, "unknown key", remedy))
+            problems.append(Problem(source, path, "unknown key", remedy))
+        elif field == path and value is not None:  # the trainer knows which keys may be null
+            faults = _value_faults(value, _schema_of(schema, path))
+            problems += [Problem(source, f"{path}{place}", fault) for place, fault in faults]
     if problems:
         raise StudySpecError(problems)
+
+
+def _schema_of(schema: dict[str, Any], path: str) -> dict[str, Any]:
+    for part in path.split("."):
+        schema = schema["properties"][part]
+    return schema
+
+
+def _value_faults(value: Any, schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Where inside a value a fault is, and what it is; options are left to the trainer.
+
+    A trainer may take an option in any case, and texts that refer to other keys.
+    """
+    from jsonschema import Draft202012Validator
+
+    validator: Any = Draft202012Validator(schema)
+    for error in validator.iter_errors(value):
+        place = "".join(f".{part}" for part in error.absolute_path)
+        if error.validator in ("type", "minimum", "maximum"):
+            yield place, f"got {error.instance!r}, allowed {_allowed(error.schema)}"
+        elif error.validator != "enum":
+            yield place, error.message
+
+
+def _allowed(rule: Mapping[str, Any]) -> str:
+    """Type and range of a schema in words."""
+    kind: str | list[str] = rule["type"]
+    words = kind if isinstance(kind, str) else " or ".join(kind)
+    low, high = rule.get("minimum"), rule.get("maximum")
+    if low is None and high is None:
+        return words
+    if high is None:
+        return f"{words} {low:g} or more"
+    return f"{words} {high:g} or less" if low is None else f"{words} {low:g}..{high:g}"
 
 
 # --- the plan -----------------------------------------------------------------------------------

@@ -110,15 +110,26 @@ def test_an_unknown_key_names_its_neighbour(study_file: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.num_epochs=abc", "train.num_epochs: got 'abc', allowed 1 or more"),
+        ("train.num_epochs=abc", "train.num_epochs: got 'abc', allowed integer 1 or more"),
         ("train.num_epochs=null", "train.num_epochs: got None, allowed 1 or more"),
-        ("train.num_epochs=0", "train.num_epochs: got 0, allowed 1 or more"),
+        ("train.num_epochs=0", "train.num_epochs: got 0, allowed integer 1 or more"),
         ("train.optim=5", "train.optim: got 5, expected the keys of this section"),
     ],
 )
 def test_a_wrong_value_is_refused_in_words(study_file: Path, override: str, message: str) -> None:
     with pytest.raises(StudySpecError, match=message):
         prepare(study_file, [override], trainable=NAME)
+
+
+def test_all_wrong_keys_and_values_are_refused_together(study_file: Path) -> None:
+    overrides = ["train.flop=1", "train.flip=1.5", "train.optim.lr=fast", "model.width=8.5"]
+
+    with pytest.raises(StudySpecError) as error:
+        prepare(study_file, overrides, trainable=NAME)
+
+    assert [problem.key for problem in error.value.problems] == [
+        override.partition("=")[0] for override in overrides
+    ]
 
 
 def test_rungs_beyond_the_full_run_are_refused(study_file: Path) -> None:
