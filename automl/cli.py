@@ -12,6 +12,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,6 +20,7 @@ from automl.errors import AutoMLError, Problem, StudySpecError
 
 if TYPE_CHECKING:
     from automl.policy import Decision
+    from automl.store import Study
 
 EPILOG = """\
 examples:
@@ -348,21 +350,26 @@ def _status(arguments: argparse.Namespace) -> int:
     if arguments.watch:
         return watch(directory)
     study = read_study(directory)
-    _say(json.dumps(_facts(directory), indent=2) if arguments.json else status_text(study))
+    if arguments.json:
+        _say(json.dumps({**_facts(study), "every_trial": _trial_facts(study)}, indent=2))
+    else:
+        _say(status_text(study))
     return 0
 
 
 def _list(arguments: argparse.Namespace) -> int:
     from automl.plan import STUDIES, table
+    from automl.store import Study
 
-    rows = [_facts(directory) for directory in _studies()]
+    found = [_read(directory) for directory in _studies()]
     if arguments.json:
+        rows = [_facts(one) if isinstance(one, Study) else one for one in found]
         _say(json.dumps(rows, indent=2))
-    elif not rows:
+    elif not found:
         _say(f"{STUDIES} holds no study. Start one: automl study ffs")
     else:
         head = ("study", "model", "state", "trials", "best", "report")
-        _say(table([[str(row[key]) for key in head] for row in rows], head))
+        _say(table([_words(one) for one in found], head))
     return 0
 
 
@@ -372,28 +379,61 @@ def _dashboard(arguments: argparse.Namespace) -> int:
     return show(_study_directory(arguments.study), _say)
 
 
-def _facts(directory: Path) -> dict[str, Any]:
-    """One study in a line; a damaged one says so instead."""
+def _read(directory: Path) -> Study | dict[str, Any]:
+    """A study, or what is known about one that cannot be read."""
     from automl.store import read_study
 
     try:
-        study = read_study(directory)
+        return read_study(directory)
     except AutoMLError as error:
-        reason = str(error).splitlines()[0]
-        return {"study": directory.name, "model": "", "state": f"unreadable: {reason}",
-                "trials": 0, "best": "", "report": ""}  # fmt: skip
-    best, objective = study.best(), study.objective
-    value = study.value(best) if best is not None else None
-    report = directory / "report.html"
-    words = "" if value is None else f"{objective.metric} {value:.4g} {objective.unit}".rstrip()
+        return {"study": directory.name, "state": "unreadable", "detail": str(error)}
+
+
+def _facts(study: Study) -> dict[str, Any]:
+    """One study for a program: values as in files, null for what does not exist."""
+    best, report = study.best(), study.directory / "report.html"
     return {
         "study": study.name,
         "model": study.resolved.study.model,
+        "directory": str(study.directory),
         "state": study.state,
+        "end_reason": study.end_reason,
+        "objective": asdict(study.objective),
+        "full_epochs": study.resolved.full_epochs,
         "trials": len(study.trials),
-        "best": words,
-        "report": str(report) if report.is_file() else "",
+        "best": {"trial": best.id, "value": study.value(best)} if best is not None else None,
+        "report": str(report) if report.is_file() else None,
     }
+
+
+def _trial_facts(study: Study) -> list[dict[str, Any]]:
+    """Every trial; its value is that of its last epoch."""
+    return [
+        {
+            "trial": trial.id,
+            "state": trial.state,
+            "epochs": trial.last_epoch,
+            "value": trial.value_at(trial.last_epoch, study.objective.metric),
+            "seconds": trial.seconds,
+            "detail": trial.detail,
+            "params": trial.params,
+        }
+        for trial in study.trials
+    ]
+
+
+def _words(found: Study | Mapping[str, Any]) -> tuple[str, ...]:
+    """One study as a row of `automl list`."""
+    from automl.objectives import score
+
+    if isinstance(found, Mapping):
+        reason = found["detail"].splitlines()[0]
+        return (found["study"], "", f"unreadable: {reason}", "", "", "")
+    facts, best = _facts(found), found.best()
+    metric = found.objective.metric
+    shown = "" if best is None else f"{metric} {score(found.objective, found.value(best))}"
+    row = (facts["study"], facts["model"], facts["state"], facts["trials"])
+    return (*map(str, row), shown, facts["report"] or "")
 
 
 def _studies() -> list[Path]:

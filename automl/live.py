@@ -26,6 +26,7 @@ from rich.text import Text
 
 from automl.algorithms.rungs import Rungs
 from automl.algorithms.table import make_rungs
+from automl.objectives import as_read, score
 from automl.resources import of_study
 from automl.store import Study, TrialRecord, owner_of, read_study
 
@@ -213,8 +214,8 @@ def event_line(study: Study, event: Mapping[str, Any]) -> str | None:
             value, seconds = event["metrics"].get(metric), event["metrics"].get("seconds", 0.0)
             decided = {"stop": ", stopped here", "complete": ", complete"}
             words = decided.get(event["decision"], "")
-            score = f"{metric} {_number(value)} {study.objective.unit}".rstrip()
-            return f"{name} epoch {event['epoch']}/{full}: {score}, {seconds:.1f} s{words}"
+            shown = score(study.objective, value)
+            return f"{name} epoch {event['epoch']}/{full}: {metric} {shown}, {seconds:.1f} s{words}"
         case "trial_ended":
             reason = f": {event['detail'].splitlines()[0]}" if event.get("detail") else ""
             return f"{name} {event['state']}{reason}"
@@ -230,10 +231,10 @@ def best_line(study: Study) -> str:
     if best is None:
         return "best so far: no trial is complete yet"
     objective = study.objective
-    value = f"{objective.metric} {_number(study.value(best))} {objective.unit}".rstrip()
     base = study.value(baseline) if baseline is not None else None
-    beside = f" (baseline {_number(base)} {objective.unit})".replace(" )", ")")
-    return f"best so far: trial {best.id}, {value}{beside if base is not None else ''}"
+    beside = f" (baseline {score(objective, base)})" if base is not None else ""
+    shown = score(objective, study.value(best))
+    return f"best so far: trial {best.id}, {objective.metric} {shown}{beside}"
 
 
 def _how_started(event: Mapping[str, Any]) -> str:
@@ -304,7 +305,8 @@ def _watch_lines(directory: Path, study: Study, stream: TextIO) -> None:
 
 def _picture(study: Study, how_far: Progress, left: float | None) -> Group:
     objective = study.objective
-    unit = f", {objective.unit}" if objective.unit else ""
+    shown_unit = as_read(0.0, objective.unit)[1]
+    unit = f", {shown_unit}" if shown_unit else ""
     head = f"study {study.name}: {objective.metric}, {objective.direction}{unit}"
     return Group(
         Text(f"{head}   {_state_words(study)}", style="bold"),
@@ -330,8 +332,8 @@ def _bar(study: Study, how_far: Progress, left: float | None) -> Table:
 def _trial_table(study: Study) -> Table:
     objective, full = study.objective, study.resolved.full_epochs
     table = Table(box=box.SIMPLE, pad_edge=False)
-    unit = f" {objective.unit}" if objective.unit else ""
-    for name in ("trial", "epoch", f"{objective.metric}{unit}", "seconds"):
+    title = f"{objective.metric} {as_read(0.0, objective.unit)[1]}".rstrip()
+    for name in ("trial", "epoch", title, "seconds"):
         table.add_column(name, justify="right")
     table.add_column("state")
     best = study.best()
@@ -341,7 +343,7 @@ def _trial_table(study: Study) -> Table:
         table.add_row(
             str(trial.id),
             f"{trial.last_epoch}/{full}",
-            _number(value),
+            _number(value if value is None else as_read(value, objective.unit)[0]),
             f"{trial.seconds:.0f}",
             f"{trial.state}{mark}",
         )

@@ -1,4 +1,7 @@
-"""Which metric decides a study: declared by the trainer, with direction and unit, never guessed."""
+"""Which metric decides a study, and how its values are said to people.
+
+The trainer declares the metric with its direction and unit; nothing is guessed.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from typing import Any, cast
 from automl.contract import Objective
 from automl.errors import Problem, SchemaError, StudySpecError
 from automl.study_spec import StudySpec
+
+FRACTION = "fraction"  # the unit of shares
 
 
 def resolve_objective(study: StudySpec, model: Mapping[str, Any]) -> Objective:
@@ -38,6 +43,19 @@ def resolve_objective(study: StudySpec, model: Mapping[str, Any]) -> Objective:
         remedy = f"Write {metric} {objective.direction}"
         raise StudySpecError([Problem("study", "objectives", problem, remedy)])
     return objective
+
+
+def as_read(value: float, unit: str) -> tuple[float, str]:
+    """Return a value and its unit as people read them: files hold fractions, people see percent."""
+    return (100 * value, "%") if unit == FRACTION else (value, unit)
+
+
+def score(objective: Objective, value: float | None) -> str:
+    """Return a value of the objective with its unit, `-` without one."""
+    if value is None:
+        return "-"
+    shown, unit = as_read(value, objective.unit)
+    return f"{shown:.4g} {unit}".rstrip()
 
 
 def _objective(metric: str, declared: Mapping[str, Any]) -> Objective:

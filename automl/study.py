@@ -17,6 +17,7 @@ from typing import Any
 from automl.algorithms.table import make_algorithm
 from automl.contract import Status, Trainable, find_trainable
 from automl.errors import AutoMLError, PromotionError, StudyLockedError, UnreadableError
+from automl.objectives import as_read, score
 from automl.plan import RESULTS, Prepared, duration, forecast_of, prepare, seconds_per_epoch, table
 from automl.policy import (
     Decision,
@@ -186,9 +187,10 @@ def conclusion(study: Study, bundle: Bundle | None) -> str:
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     lines = [f"{len(states)} trials: {counts}; {duration(study.active_seconds())} in all"]
     if best is not None:
-        lines.append(f"best      trial {best.id}: {_score(study, study.value(best))}")
+        lines.append(f"best      trial {best.id}: {score(objective, study.value(best))}")
         value = study.value(baseline) if baseline is not None else None
-        lines.append(f"baseline  trial 0: {_score(study, value)}")
+        shown = score(objective, value) if value is not None else "no score at full length"
+        lines.append(f"baseline  trial 0: {shown}")
     if bundle is not None and bundle.metrics:
         lines += ["", _parity_table(bundle)]
     if bundle is not None and bundle.directory is not None:
@@ -199,22 +201,15 @@ def conclusion(study: Study, bundle: Bundle | None) -> str:
     return "\n".join([f"{objective.metric} after {epochs} epochs, {objective.direction}d:", *lines])
 
 
-def _score(study: Study, value: float | None) -> str:
-    if value is None:
-        return "no score at full length"
-    return f"{value:.4g} {study.objective.unit}".rstrip()
-
-
 def _parity_table(bundle: Bundle) -> str:
     rescaled = any(row["native"] != row["checkpoint"] for row in bundle.metrics.values())
     roles = ["native"] if rescaled else []  # images of several sizes: compared at the engine's
     roles += [role for role in ("checkpoint", "graph", "engine") if role in bundle.backends]
     rows: list[tuple[str, ...]] = []
     for metric, row in bundle.metrics.items():
-        percent = row["unit"] == "fraction"  # files hold fractions, consoles show percent
-        scale, unit = (100.0, "%") if percent else (1.0, row["unit"])
-        values = (f"{scale * row[role]:.4f}" for role in roles)
-        rows.append((f"{metric} {unit}".strip(), *values, f"{scale * row['difference']:+.4f}"))
+        values = (f"{as_read(row[role], row['unit'])[0]:.4f}" for role in roles)
+        difference, unit = as_read(row["difference"], row["unit"])
+        rows.append((f"{metric} {unit}".strip(), *values, f"{difference:+.4f}"))
     titles = {"native": "checkpoint, native size"}
     head = ("metric", *(titles.get(role, role) for role in roles), "engine - checkpoint")
     backends = [(role, bundle.backends[role]) for role in roles]

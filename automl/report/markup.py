@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-FRACTION = "fraction"
+from automl.objectives import FRACTION, as_read
+
 NOTHING = "\N{EN DASH}"
 
 
@@ -88,8 +89,7 @@ def number(value: Any, unit: str = "") -> str:
         return NOTHING
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    if unit == FRACTION:
-        value, unit = 100 * value, "%"
+    value, unit = as_read(value, unit)
     digits = f"{value:.4g}" if isinstance(value, float) else f"{value}"
     return _written(digits, unit)
 
@@ -98,8 +98,7 @@ def score(value: float | None, unit: str = "") -> str:
     """Return a value with exactly four digits, so that a column lines up, and its unit."""
     if value is None:
         return NOTHING
-    if unit == FRACTION:
-        value, unit = 100 * value, "%"
+    value, unit = as_read(value, unit)
     return _written(f"{value:#.4g}".rstrip("."), unit)
 
 
@@ -123,5 +122,5 @@ def _written(digits: str, unit: str) -> str:
 
 def named(metric: str, unit: str) -> str:
     """Return a metric with the unit its numbers have on the page."""
-    shown = "%" if unit == FRACTION else unit
+    shown = as_read(0.0, unit)[1]
     return f"{metric} [{shown}]" if shown else metric

@@ -88,7 +88,10 @@ def test_a_finished_study_can_be_read_in_every_way(capsys: pytest.CaptureFixture
     assert "val/epe" in output(capsys, "list")
     assert "finished" in output(capsys, "status")
     assert "finished" in output(capsys, "status", "one", "--watch")
-    assert json.loads(output(capsys, "status", "results/studies/one", "--json"))["trials"] == 3
+    status = json.loads(output(capsys, "status", "results/studies/one", "--json"))
+    assert (status["trials"], len(status["every_trial"])) == (3, 3)
+    assert status["objective"] == {"metric": "val/epe", "direction": "minimize", "unit": "px"}
+    assert status["best"]["value"] == min(trial["value"] for trial in status["every_trial"])
     assert "report.html" in output(capsys, "report", "one")
     assert "unchanged, kept" in output(capsys, "promote", "one", *TRAINABLE)
     assert "export" in output(capsys, "promote", "one", "--only", "bild", *TRAINABLE, code=2)
@@ -109,6 +112,7 @@ def test_a_damaged_study_is_listed_as_such(capsys: pytest.CaptureFixture[str]) -
     (directory / "events.jsonl").write_text("{}\n")
 
     assert "unreadable" in output(capsys, "list")
+    assert json.loads(output(capsys, "list", "--json"))[0]["state"] == "unreadable"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

@@ -6,7 +6,7 @@ import pytest
 
 from automl.contract import Objective
 from automl.errors import SchemaError, StudySpecError
-from automl.objectives import resolve_objective
+from automl.objectives import resolve_objective, score
 from tests.automl import studies
 
 MODEL = json.loads((studies.MODEL_DIR / "model.json").read_text())
@@ -44,3 +44,12 @@ def test_a_declaration_without_direction_is_an_error():
 def test_a_loss_is_smaller_when_better():
     assert Objective("d1", "maximize").loss(0.9) < Objective("d1", "maximize").loss(0.5)
     assert Objective("epe", "minimize").loss(0.5) < Objective("epe", "minimize").loss(0.9)
+
+
+@pytest.mark.parametrize(
+    ("unit", "value", "words"),
+    [("px", 2.34567, "2.346 px"), ("fraction", 0.12345, "12.35 %"), ("", 3.0, "3"),
+     ("px", None, "-")],
+)  # fmt: skip
+def test_a_score_is_said_with_its_unit_and_shares_as_percent(unit, value, words):
+    assert score(Objective("val/x", "minimize", unit), value) == words
