@@ -155,9 +155,16 @@ def _without_result(status: str, detail: object, exit_code: int = 1) -> ActionRe
 
 
 def train(job: Job) -> ActionResult:
-    """Train; see `stereo.train.trainer.fit` for checkpoints, resuming and reporting."""
+    """Train; see `stereo.train.trainer.fit` for checkpoints, resuming and reporting.
+
+    A faulty file is found now rather than epochs later; a study has looked before its trials.
+    """
+    from stereo.data.loaders import preflight
     from stereo.train.trainer import fit
 
+    if job.report is None:
+        job.status.running("Reading all files of training and validation once.")
+        preflight(job.spec, ("train_dataset", "val_dataset"))
     entry = entry_for(job.spec)
     outcome = fit(job.spec, entry, job.directory, report=job.report, status=job.status)
     files = {"best": outcome.best, "latest": outcome.latest}
