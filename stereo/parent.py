@@ -17,6 +17,8 @@ from typing import Any
 import yaml
 
 from stereo.errors import SpecError, SpecProblem
+from stereo.spec.load import given_values
+from stereo.spec.rules import is_open
 
 CHECKPOINT = re.compile(r"(?:dn_)?model_epoch_(?P<epoch>\d+)_step_(?P<step>\d+)\.pth")
 # Which field takes which file of the parent, best first.
@@ -34,20 +36,18 @@ class Inferred:
     """Values taken from a parent, each with the reason that goes into provenance.json."""
 
     parent: Path
+    action: str
     values: Mapping[str, Any]
     reasons: Mapping[str, str]
 
     def open_fields(self, spec_file: Path, overrides: Sequence[str]) -> dict[str, Any]:
-        """The inferred values the user left open.
+        """The inferred values the user left open; a model file of the user's own replaces all.
 
         Raises:
             SpecError: the spec or an override sets a `model` value the parent contradicts.
         """
-        written = dict(_leaves(yaml.safe_load(spec_file.read_text("utf-8")) or {}))
-        for override in overrides:
-            key, _, value = override.removeprefix("+").partition("=")
-            written[key] = yaml.safe_load(value)
-        explicit = {key: value for key, value in written.items() if value not in ("???", None)}
+        written = given_values(spec_file, overrides, action=self.action)
+        explicit = {key: value for key, value in written.items() if not is_open(value)}
         problems = [
             SpecProblem(
                 str(spec_file),
@@ -60,7 +60,9 @@ class Inferred:
         ]
         if problems:
             raise SpecError(problems)
-        return {key: value for key, value in self.values.items() if key not in explicit}
+        sources = set(TAKES[self.action].values())
+        closed = explicit.keys() | (sources if sources & explicit.keys() else set())
+        return {key: value for key, value in self.values.items() if key not in closed}
 
 
 def infer(parent: Path, action: str, select: str = "best") -> Inferred:
@@ -87,7 +89,7 @@ def infer(parent: Path, action: str, select: str = "best") -> Inferred:
     for key, value in _leaves({"model": spec.get("model", {})}):
         values[key] = value
         reasons[key] = f"model section of the {origin} {directory}"
-    return Inferred(directory, values, reasons)
+    return Inferred(directory, action, values, reasons)
 
 
 def _preference(origin: str, takes: Mapping[str, str]) -> list[str]:
@@ -129,13 +131,29 @@ def _contents(directory: Path, select: str) -> tuple[dict[str, Path], dict[str, 
         remedy = "Name a run, a bundle or a study"
         raise SpecError([SpecProblem(str(directory), "--set-from", problem, remedy)])
     spec = yaml.safe_load(experiment.read_text("utf-8"))
-    engines = sorted([*directory.glob("*.rtx"), *directory.glob("*.engine")])
-    graphs = sorted(directory.glob("*.onnx"))
-    if engines:
-        return {"engine": engines[-1]}, spec, "engine run"
-    if graphs:
-        return {"graph": graphs[-1], "engine": graphs[-1]}, spec, "export run"
+    for file in _artifacts(directory):
+        kind = _kind(file)
+        if kind == "engine":
+            return {"engine": file}, spec, "engine run"
+        if kind == "graph":
+            return {"graph": file, "engine": file}, spec, "export run"
     return {"checkpoint": select_checkpoint(directory, select)}, spec, "training run"
+
+
+def _artifacts(directory: Path) -> list[Path]:
+    """The files that the last successful run in a directory made, wherever it put them."""
+    status = directory / "status.json"
+    lines = status.read_text("utf-8").splitlines() if status.is_file() else []
+    for line in reversed(lines):
+        if '"SUCCESS"' in line:
+            return [directory / name for name in json.loads(line)["artifacts"]]
+    return []
+
+
+def _kind(file: Path) -> str:
+    """`graph` or `engine`, as the sidecar beside a file says; empty without one."""
+    sidecar = file.with_name(f"{file.name}.json")
+    return json.loads(sidecar.read_text("utf-8"))["kind"] if sidecar.is_file() else ""
 
 
 def select_checkpoint(directory: Path, select: str) -> Path:

@@ -58,20 +58,22 @@ def load_spec(
     Raises:
         SpecError: with every mistake of the spec and the overrides.
     """
-    _known_action(action)
-    name = (
-        "spec" if isinstance(source, Mapping) else str(source or f"template {MODEL_KEY}/{action}")
-    )
-    loader = _Loader(action, name)
+    loader = _laid_over(source, overrides, action)
     if model is not None and (fault := rules.model_key_fault(model)):
         loader.fault("model key", model, *fault)
-    if isinstance(source, Path):
-        loader.add_document(_read_document(source))
-    elif source is not None:
-        loader.add_document(_Document(source, name))
-    for override in overrides:
-        loader.add_override(override)
     return loader.finish()
+
+
+def given_values(
+    source: Path | Mapping[str, Any], overrides: Sequence[str] = (), *, action: str
+) -> dict[str, Any]:
+    """What a spec and overrides say themselves, by dotted path, unchecked.
+
+    Raises:
+        SpecError: the file is no YAML mapping.
+    """
+    loader = _laid_over(source, overrides, action)
+    return {path: loader.given[path].value for path in sorted(loader.by_user)}
 
 
 def to_dict(spec: ExperimentSpec) -> dict[str, Any]:
@@ -92,6 +94,24 @@ def template(model: str, action: str) -> dict[str, Any]:
             level = level.setdefault(parent, {})
         level[name] = copy.deepcopy(value)
     return nested
+
+
+def _laid_over(
+    source: Path | Mapping[str, Any] | None, overrides: Sequence[str], action: str
+) -> _Loader:
+    """A loader with the packaged values, the spec and the overrides in it."""
+    _known_action(action)
+    name = (
+        "spec" if isinstance(source, Mapping) else str(source or f"template {MODEL_KEY}/{action}")
+    )
+    loader = _Loader(action, name)
+    if isinstance(source, Path):
+        loader.add_document(_read_document(source))
+    elif source is not None:
+        loader.add_document(_Document(source, name))
+    for override in overrides:
+        loader.add_override(override)
+    return loader
 
 
 def _known_action(action: str) -> None:
