@@ -29,7 +29,7 @@ examples:
   automl study ffs --data train.txt --val val.txt train.num_epochs=24
   automl train ffs --automl-policy off           one plain training run
   automl status --watch                          the newest study, from any terminal
-  automl promote ffs --from export               graph, engine and bundle again
+  automl promote ffs                             graph, engine, bundle: what is out of date
 
 TARGET is a model key (ffs means studies/ffs.yaml) or a study file. STUDY is a name under
 results/studies/ or a directory; without one, the newest is meant.
@@ -54,7 +54,65 @@ SENTENCES = {
     "dashboard": "show the Ray dashboard of a running study on 127.0.0.1",
     "completion": "print the shell completion of this program",
 }
+# What `automl COMMAND --help` adds to its options.
+TEACHING = {
+    "plan": """\
+examples:
+  automl plan ffs
+  automl plan ffs --data pairs/train.txt --val Middlebury:pairs/val.txt
+  automl plan ffs train.optim.lr=4e-4 train.num_epochs=24 --json""",
+    "study": """\
+examples:
+  automl study ffs                                               on the embedded pairs
+  automl study ffs --data pairs/train.txt --val pairs/val.txt    named ffs-train
+  automl study ffs model.volume_dim=16 --name narrow             from another base spec
+  automl study mine.yaml                                         your budget, algorithm, space
+
+The same command resumes an interrupted study; what it was created with must not change, except
+that its budget may grow. All data is read before the first trial. Exit 3: no complete trial, or
+the scores of the engine are outside the limits.""",
+    "train": """\
+The policy: auto (default) makes a study of a model that is enabled for AutoML, and a plain run of
+any other; on insists on a study; off makes a plain run. --request TEXT is read for phrases such
+as "use AutoML" and "without AutoML". A plain run without -e trains trial 0 of the study.
+
+examples:
+  automl train ffs                                 a study, as the policy decides
+  automl train ffs --automl-policy off             one run, in results/train/ffs
+  automl train ffs --automl-policy off -e train.yaml train.optim.lr=4e-4""",
+    "status": """\
+examples:
+  automl status                 the newest study
+  automl status ffs --watch     a table on a terminal, a line per event in a pipe
+  automl status ffs --json      objective, best and every trial""",
+    "promote": """\
+A step is one of those that `automl plan` lists at the end. A step that succeeded is kept while its
+inputs and files are the same, so an interrupted promotion goes on. With --from or --only the steps
+before must have succeeded.
+
+examples:
+  automl promote ffs                       what is missing or out of date
+  automl promote ffs --to export           up to the graph
+  automl promote ffs --from export         from the graph on""",
+    "report": """\
+examples:
+  automl report            the newest study, running or not
+  automl report ffs wide   a page for each""",
+    "dashboard": """\
+It shows processes, resources and logs while a study runs, on 127.0.0.1 only, and asks for the token
+in ~/.ray/auth_token. Trials are shown by `automl status --watch`.""",
+    "completion": """\
+examples:
+  eval "$(automl completion bash)"     in ~/.bashrc
+  eval "$(automl completion zsh)"      in ~/.zshrc""",
+}
 EXIT_CODES = {"ok": 0, "diverged": 3, "invalid_spec": 2}
+REMEDIES = {
+    errno.ENOSPC: "Free some space and run the same command again",
+    errno.EDQUOT: "Free some space and run the same command again",
+    errno.EACCES: "Start from a directory you may write to, or change its permissions",
+    errno.EROFS: "Start from a directory you may write to",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,10 +137,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # the reader of the pipe has gone; nothing is left to be said to it
         return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        remedy = REMEDIES.get(error.errno or 0)
+        if remedy is None:
             raise
-        print(f"error: {error.filename}: the disk is full. Free some space and run the same "
-              "command again; what was finished is kept", file=sys.stderr)  # fmt: skip
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror}. {remedy}; what was finished is kept",
+              file=sys.stderr)  # fmt: skip
         return 1
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -131,7 +191,9 @@ def _parser() -> argparse.ArgumentParser:
         added[name].add_argument(
             "study", nargs="?", metavar="STUDY", help="name or directory (default: the newest)"
         )
-    added["report"].add_argument("study", nargs="*", metavar="STUDY", help="names or directories")
+    added["report"].add_argument(
+        "study", nargs="*", metavar="STUDY", help="names or directories (default: the newest)"
+    )
     added["status"].add_argument("--watch", action="store_true", help="refresh until it ends")
     for name in ("status", "list"):
         added[name].add_argument("--json", action="store_true", help="print JSON")
@@ -150,7 +212,11 @@ def _parser() -> argparse.ArgumentParser:
 def _command(commands: Any, name: str) -> argparse.ArgumentParser:
     sentence = SENTENCES[name]
     sub: argparse.ArgumentParser = commands.add_parser(
-        name, help=sentence, description=f"{sentence[0].upper()}{sentence[1:]}."
+        name,
+        help=sentence,
+        description=f"{sentence[0].upper()}{sentence[1:]}.",
+        epilog=TEACHING.get(name),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     return sub
 
@@ -160,6 +226,7 @@ def _add_target_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "override",
         nargs="*",
+        default=[],
         metavar="key.path=value",
         help="change of the base spec; the value is read as YAML",
     )
@@ -169,7 +236,9 @@ def _add_target_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="[CLASS:]FILE",
             help=f"annotation file for {purpose}; CLASS is a dataset class, default GenericDataset",
         )
-    parser.add_argument("--name", help="name of the study (default: stem of the study file)")
+    parser.add_argument(
+        "--name", help="name of the study or run (default: stems of TARGET and of the data file)"
+    )
     _add_trainable(parser)
 
 
@@ -479,7 +548,6 @@ def _completion(arguments: argparse.Namespace) -> int:
     return 0
 
 
-# eval "$(automl completion bash)"
 COMPLETION = """\
 _automl() {{
   local word="${{COMP_WORDS[COMP_CWORD]}}" command="${{COMP_WORDS[1]}}"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from automl.cli import COMMANDS, SENTENCES, main
+from automl.cli import COMMANDS, SENTENCES, TEACHING, main
 from tests.automl.quadratic import NAME
 
 STUDY = """\
@@ -44,6 +44,16 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert "examples:" in text
     assert "exit codes: 0 success" in text
     assert all(name in text for name in SENTENCES)
+
+
+@pytest.mark.parametrize("command", sorted(TEACHING))
+def test_the_help_of_a_command_teaches_it(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+
+    text = capsys.readouterr().out
+    assert TEACHING[command] in text
+    assert all(len(line) <= 100 for line in text.splitlines())
 
 
 def test_overrides_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
