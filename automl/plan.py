@@ -437,7 +437,7 @@ def seconds_per_epoch(prepared: Prepared) -> tuple[float | None, str]:
     packaged: Mapping[str, float] = prepared.metadata.get("seconds_per_epoch", {})
     if study.profile in packaged:
         return packaged[study.profile], f"the packaged profile {study.profile}"
-    return None, "nothing yet"
+    return None, "no epoch has been measured yet"
 
 
 def _existing(directory: Path) -> Study | None:

@@ -18,6 +18,7 @@ import logging
 import os
 import queue
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Mapping
@@ -244,6 +245,8 @@ def _session(scratch: Path, share: TrialResources, address: str | None) -> Gener
         _write_session(scratch, {"directory": str(directory)})
         try:
             _start_ray(directory, share, address)
+        except SystemExit as error:  # Ray's handler of SIGTERM, which stands until ours is back
+            raise SystemExit(128 + signal.SIGTERM) from error
         except (OSError, RuntimeError, ValueError, RayError) as error:
             raise StudyFailedError(
                 f"Ray did not start: {error}. See {scratch / LOG_FILE}"
