@@ -7,9 +7,11 @@ status.json and a log in its directory, failures included.
 
 from __future__ import annotations
 
+import logging
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ from stereo.errors import NoResultError, SpecError, StereoError, interrupt_exit_
 from stereo.files import write_json
 from stereo.registry import entry_for
 from stereo.spec import experiment
-from stereo.spec.load import load_spec, to_dict
+from stereo.spec.load import given_values, load_spec, to_dict
 from stereo.spec.rules import is_open, value_at
 from stereo.status import StatusLog, log_file, write_experiment, write_provenance
 
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
     from stereo.predict import Predictor
     from stereo.spec.deploy import EvaluateSpec, InferenceSpec
     from stereo.spec.experiment import ExperimentSpec
+    from stereo.viz import Map
 
+LOG = logging.getLogger(__name__)
 Report = Callable[[int, Mapping[str, float], Path | None], bool]
 Tell = Callable[[str], None]
 PICTURES = 4  # validation pairs shown in a report
@@ -60,6 +64,7 @@ class Job:
     status: StatusLog
     report: Report | None
     tell: Tell | None
+    given: Collection[str]  # fields that the user set
 
 
 def run(
@@ -67,11 +72,13 @@ def run(
 ) -> ActionResult:
     """Run an action from a plain mapping; a wrong spec is the status `invalid_spec`."""
     complete = {**spec, "results_dir": str(results_dir)}
+    verb = SPEC_OF.get(action, action)
     try:
-        resolved = load_spec(complete, action=SPEC_OF.get(action, action))
+        resolved = load_spec(complete, action=verb)
     except SpecError as error:
         return ActionResult("invalid_spec", {}, {}, str(error), error.exit_code)
-    return run_resolved(action, resolved, results_dir, report=report)
+    given = given_values(complete, action=verb)
+    return run_resolved(action, resolved, results_dir, report=report, given=given.keys())
 
 
 def run_resolved(
@@ -82,6 +89,7 @@ def run_resolved(
     report: Report | None = None,
     inferred: Mapping[str, str] | None = None,
     tell: Tell | None = None,
+    given: Collection[str] = (),
 ) -> ActionResult:
     """Run an action with its files in `directory`; every outcome ends in status.json.
 
@@ -92,6 +100,7 @@ def run_resolved(
         report: see `stereo.trainable.DepthNet.run`.
         inferred: keys that were filled from a parent, with the reason.
         tell: told in words what takes seconds; default: the log.
+        given: paths of the fields that the user set; the others have packaged values.
     """
     directory.mkdir(parents=True, exist_ok=True)
     status = StatusLog(directory, action)
@@ -106,7 +115,7 @@ def run_resolved(
     status.started()
     with log_file(directory, action):
         try:
-            result = ACTIONS[action](Job(spec, directory, status, report, tell))
+            result = ACTIONS[action](Job(spec, directory, status, report, tell, given))
             category = CATEGORIES.get(result.status, "")
         except KeyboardInterrupt as interrupt:
             status.failure("Interrupted.", interrupt_exit_code(interrupt))
@@ -209,7 +218,8 @@ def _write_evaluation(
 
 def inference(job: Job) -> ActionResult:
     """Write disparity and a picture for every pair of the inference split."""
-    from stereo.data.loaders import evaluation_loader
+    from stereo.data.loaders import disparity_limit, evaluation_loader
+    from stereo.evaluation.evaluator import Scores
     from stereo.evaluation.pictures import write_predictions
 
     section = job.spec.inference
@@ -217,6 +227,7 @@ def inference(job: Job) -> ActionResult:
     split = job.spec.dataset.infer_dataset
     batch_size = section.batch_size if section.batch_size > 0 else split.batch_size
     loader = evaluation_loader(split, job.spec, batch_size=batch_size, inference=True)
+    scores = Scores(predictor, disparity_limit(job.spec))
     written = write_predictions(
         predictor,
         loader,
@@ -224,11 +235,32 @@ def inference(job: Job) -> ActionResult:
         split.augmentation,
         save_raw_pfm=section.save_raw_pfm,
         save_raw_npy=section.save_raw_npy,
+        depth=_depth(job),
+        scores=scores,
     )
     if written == 0:
         raise NoResultError(f"{job.directory}: inference wrote no prediction")
-    folder = {"inference_images": job.directory / "inference_images"}
-    return ActionResult("ok", {"pairs": float(written)}, folder, f"{written} pairs predicted")
+    metrics = {"pairs": float(written)}
+    files = {"inference_images": job.directory / "inference_images"}
+    if scores.images:
+        evaluation = scores.result()
+        files |= _write_evaluation(job.directory, evaluation, predictor)
+        metrics |= {f"val/{name}": value for name, value in evaluation.metrics.items()}
+    return ActionResult("ok", metrics, files, f"predicted by {predictor.backend}")
+
+
+def _depth(job: Job) -> Callable[[Map], Map] | None:
+    """Disparity to depth, for a camera that the user described: the defaults are one camera's."""
+    data = job.spec.dataset
+    camera = {"baseline": data.baseline, "focal_x": data.focal_x}
+    given = [name for name, value in camera.items() if f"dataset.{name}" in job.given and value > 0]
+    if len(given) < len(camera):
+        if given:
+            LOG.warning("no depth is written: it needs dataset.baseline and dataset.focal_x")
+        return None
+    from stereo.geometry import disparity_to_depth
+
+    return partial(disparity_to_depth, **camera, doffs=data.doffs)
 
 
 def export(job: Job) -> ActionResult:

@@ -199,7 +199,7 @@ def _load(arguments: argparse.Namespace, action: str) -> tuple[ExperimentSpec, d
 
 
 def _run_verb(arguments: argparse.Namespace) -> int:
-    from stereo.spec.load import to_dict
+    from stereo.spec.load import given_values, to_dict
     from stereo.status import action_directory
 
     spec, reasons = _load(arguments, arguments.verb)
@@ -212,7 +212,10 @@ def _run_verb(arguments: argparse.Namespace) -> int:
         return 0
     from stereo import actions
 
-    result = actions.run_resolved(arguments.verb, spec, directory, inferred=reasons, tell=_tell)
+    given = given_values(arguments.spec_file, arguments.overrides, action=arguments.verb)
+    result = actions.run_resolved(
+        arguments.verb, spec, directory, inferred=reasons, tell=_tell, given=given.keys()
+    )
     for name, value in result.metrics.items():
         print(f"{name}: {_measured(name, value)}")
     for name, path in result.artifacts.items():

@@ -146,6 +146,14 @@ def write_png(path: Path, image: Image) -> None:
     write_bytes(path, encoded.tobytes())
 
 
+def write_depth_png(path: Path, depth: FloatMap) -> None:
+    """Write depth in m (H, W) as 16-bit mm; 0 where it is not known or beyond 65.535 m."""
+    millimetres = np.rint(depth.astype(np.float64) * 1000)
+    kept = np.where((millimetres > 0) & (millimetres < 2**16), millimetres, 0).astype(np.uint16)
+    _, encoded = cv2.imencode(".png", kept, _PNG_OPTIONS)
+    write_bytes(path, encoded.tobytes())
+
+
 PFM_OR_FSD_PNG: dict[str, Callable[[Path], FloatMap]] = {
     ".pfm": read_pfm_disparity,
     ".png": read_fsd_png,

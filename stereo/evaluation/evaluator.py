@@ -16,6 +16,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from torch import Tensor
 
 from stereo.errors import NoResultError
 from stereo.metrics import DisparityMetrics
@@ -71,47 +72,74 @@ def evaluate(
     Raises:
         NoResultError: no valid pixel in any sample, or a metric that is not finite.
     """
-    metrics = DisparityMetrics(max_disparity)
-    rows: list[dict[str, Any]] = []
-    started = time.perf_counter()
-    with _bar(progress) as bar:
+    scores = Scores(predictor, max_disparity)
+    with progress_bar(progress) as bar:
         for batch in bar.track(loader, description=f"evaluating ({predictor.backend})"):
-            disparity = predictor(batch["left"], batch["right"])
-            truth, valid = batch["disparity"][:, 0], batch["valid"][:, 0]
-            per_image = metrics.update(disparity, truth, valid, batch["truth_pixels"])
-            named = zip(batch["index"].tolist(), batch["name"], per_image, strict=True)
-            rows += [
-                {"index": index, "name": name, **(values or {"epe": None})}
-                for index, name, values in named
-            ]
-    result = metrics.compute()
-    _require_result(predictor, result, rows, max_disparity)
-    return Evaluation(
-        metrics=result["image"],
-        image=result["image"],
-        pixel=result["pixel"],
-        coverage=result["coverage"],
-        max_disparity=max_disparity,
-        images=result["images"],
-        skipped=result["skipped"],
-        seconds=time.perf_counter() - started,
-        backend=predictor.backend,
-        warnings=predictor.warnings,
-        rows=rows,
-    )
+            scores.add(batch, predictor(batch["left"], batch["right"]))
+    return scores.result()
+
+
+class Scores:
+    """Collects the scores of predictions, batch by batch."""
+
+    def __init__(self, predictor: Predictor, max_disparity: float) -> None:
+        self._predictor = predictor
+        self._metrics = DisparityMetrics(max_disparity)
+        self._rows: list[dict[str, Any]] = []
+        self._started = time.perf_counter()
+
+    def add(self, batch: Mapping[str, Any], disparity: Tensor) -> None:
+        """Score the samples of a batch that have ground truth; disparity (B, H, W), px."""
+        known = batch["has_gt"]
+        per_image = self._metrics.update(
+            disparity[known],
+            batch["disparity"][known, 0],
+            batch["valid"][known, 0],
+            batch["truth_pixels"][known],
+        )
+        places = known.nonzero()[:, 0].tolist()
+        for place, values in zip(places, per_image, strict=True):
+            index, name = int(batch["index"][place]), batch["name"][place]
+            self._rows.append({"index": index, "name": name, **(values or {"epe": None})})
+
+    @property
+    def images(self) -> int:
+        """Samples with at least one evaluated pixel so far."""
+        return self._metrics.compute()["images"]
+
+    def result(self) -> Evaluation:
+        """The evaluation of everything added.
+
+        Raises:
+            NoResultError: no valid pixel in any sample, or a metric that is not finite.
+        """
+        result = self._metrics.compute()
+        _require_result(self._predictor, result, self._rows)
+        return Evaluation(
+            metrics=result["image"],
+            image=result["image"],
+            pixel=result["pixel"],
+            coverage=result["coverage"],
+            max_disparity=result["max_disparity"],
+            images=result["images"],
+            skipped=result["skipped"],
+            seconds=time.perf_counter() - self._started,
+            backend=self._predictor.backend,
+            warnings=self._predictor.warnings,
+            rows=self._rows,
+        )
 
 
 def _require_result(
     predictor: Predictor,
     result: Mapping[str, Any],
     rows: list[dict[str, Any]],
-    max_disparity: float,
 ) -> None:
     if result["images"] == 0:
         raise NoResultError(
             f"{predictor.source}: none of {len(rows)} samples has a valid pixel with ground truth "
-            f"between 0 and {max_disparity} px. Check dataset_name (the encoding of the disparity "
-            "files) and max_disparity"
+            f"between 0 and {result['max_disparity']:g} px. Check dataset_name (the encoding of "
+            "the disparity files) and max_disparity"
         )
     bad = [name for name, value in result["image"].items() if not math.isfinite(value)]
     if bad:
@@ -122,7 +150,7 @@ def _require_result(
         )
 
 
-def _bar(progress: bool) -> Progress:
+def progress_bar(wanted: bool = True) -> Progress:
     """A bar with the time left on a terminal; silent in a pipe."""
     console = Console(stderr=True)
     return Progress(
@@ -131,5 +159,5 @@ def _bar(progress: bool) -> Progress:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console,
-        disable=not (progress and console.is_terminal),
+        disable=not (wanted and console.is_terminal),
     )

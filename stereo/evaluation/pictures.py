@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from stereo import viz
-from stereo.data.encodings import write_pfm, write_png
+from stereo.data.encodings import write_depth_png, write_pfm, write_png
+from stereo.evaluation.evaluator import Scores, progress_bar
 from stereo.files import write_bytes
 from stereo.predict import Predictor
 from stereo.spec.data import StereoAugmentSpec
@@ -40,27 +41,54 @@ def write_predictions(
     *,
     save_raw_pfm: bool,
     save_raw_npy: bool,
+    depth: Callable[[Map], Map] | None = None,
+    scores: Scores | None = None,
 ) -> int:
     """Write the outputs of inference and return the number of pairs.
 
     `inference_images/<name>.png` shows left, ground truth if there is one, prediction and error;
-    `disparity_pfm/<name>.pfm` and `disparity_npy/<name>.npy` hold float32 px at native size.
+    `disparity_pfm/<name>.pfm` and `disparity_npy/<name>.npy` hold float32 px at native size,
+    `depth/<name>.npy` float32 m and `depth/<name>.png` 16-bit mm; 0 is no depth.
+
+    Args:
+        predictor: disparity of a normalised pair of batches.
+        loader: batches of `stereo.data.loaders.evaluation_loader`.
+        directory: the folders are made in it.
+        preprocessing: says how the images were normalised.
+        save_raw_pfm: write `disparity_pfm`.
+        save_raw_npy: write `disparity_npy`.
+        depth: disparity in px to depth in m; None writes no depth.
+        scores: receives the samples that have ground truth.
     """
     stems: set[str] = set()
-    for sample in _samples(predictor, loader, preprocessing):
-        stem = _unused_stem(sample.name, stems)
-        panels = [sample.left, viz.color_disparity(sample.prediction)]
-        if sample.has_gt:
-            panels.insert(1, viz.color_disparity(sample.truth))
-            panels.append(viz.color_error(sample.prediction, sample.truth, sample.valid))
-        write_png(directory / "inference_images" / f"{stem}.png", viz.side_by_side(panels))
-        if save_raw_pfm:
-            write_pfm(directory / "disparity_pfm" / f"{stem}.pfm", sample.prediction)
-        if save_raw_npy:
-            content = io.BytesIO()
-            np.save(content, sample.prediction)
-            write_bytes(directory / "disparity_npy" / f"{stem}.npy", content.getvalue())
+    with progress_bar() as bar:
+        batches = bar.track(loader, description=f"predicting ({predictor.backend})")
+        for sample in _samples(predictor, batches, preprocessing, scores):
+            stem = _unused_stem(sample.name, stems)
+            _write_prediction(directory, stem, sample)
+            if save_raw_pfm:
+                write_pfm(directory / "disparity_pfm" / f"{stem}.pfm", sample.prediction)
+            if save_raw_npy:
+                _write_npy(directory / "disparity_npy" / f"{stem}.npy", sample.prediction)
+            if depth is not None:
+                metres = depth(sample.prediction)
+                write_depth_png(directory / "depth" / f"{stem}.png", metres)
+                _write_npy(directory / "depth" / f"{stem}.npy", metres)
     return len(stems)
+
+
+def _write_prediction(directory: Path, stem: str, sample: Shown) -> None:
+    panels = [sample.left, viz.color_disparity(sample.prediction)]
+    if sample.has_gt:
+        panels.insert(1, viz.color_disparity(sample.truth))
+        panels.append(viz.color_error(sample.prediction, sample.truth, sample.valid))
+    write_png(directory / "inference_images" / f"{stem}.png", viz.side_by_side(panels))
+
+
+def _write_npy(path: Path, values: Map) -> None:
+    content = io.BytesIO()
+    np.save(content, values)
+    write_bytes(path, content.getvalue())
 
 
 def write_pictures(
@@ -109,10 +137,15 @@ def write_pictures(
 
 
 def _samples(
-    predictor: Predictor, loader: Iterable[Mapping[str, Any]], preprocessing: StereoAugmentSpec
+    predictor: Predictor,
+    loader: Iterable[Mapping[str, Any]],
+    preprocessing: StereoAugmentSpec,
+    scores: Scores | None = None,
 ) -> Iterator[Shown]:
     for batch in loader:
         disparity = predictor(batch["left"], batch["right"])
+        if scores is not None:
+            scores.add(batch, disparity)
         for position, name in enumerate(batch["name"]):
             valid = batch["valid"][position, 0].numpy()
             yield Shown(

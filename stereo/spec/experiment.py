@@ -150,7 +150,14 @@ ACTIONS: Mapping[str, Action] = {
                 ActionInput("inference.checkpoint", optional=True),
                 ActionInput("inference.trt_engine", optional=True),
             ),
-            outputs=("inference_images/", "disparity_pfm/", "disparity_npy/"),
+            outputs=(
+                "inference_images/",
+                "disparity_pfm/",
+                "disparity_npy/",
+                "depth/",
+                "results.json",
+                "per_sample_results.json",
+            ),
             spec_params={
                 **_CONSTANTS,
                 "inference.checkpoint": "parent_model",

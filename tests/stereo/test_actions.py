@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from stereo import actions
@@ -155,3 +156,43 @@ def test_checkpoint_becomes_graph_becomes_engine_becomes_scores(
     assert scored.exit_code == 0, scored.detail
     *_, scores, _verdict = status_lines(tmp_path / "trt_evaluate")
     assert scores["kpi"]["epe"] == scores["kpi"]["val/epe"] == scored.metrics["val/epe"]
+
+
+def test_inference_writes_predictions_and_scores_but_no_depth_of_an_unknown_camera(
+    small_values: dict, small_weights: Path, tmp_path: Path
+) -> None:
+    section = {"checkpoint": str(small_weights), "save_raw_npy": True}
+    result = actions.run("inference", {**small_values, "inference": section}, tmp_path)
+    assert result.exit_code == 0, result.detail
+    assert result.metrics["pairs"] == 2
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["epe"] == result.metrics["val/epe"]
+    assert len(list(tmp_path.rglob("disparity_npy/**/*.npy"))) == 2
+    assert not (tmp_path / "depth").exists()
+
+
+def test_inference_writes_depth_for_a_camera_that_the_user_describes(
+    small_values: dict, small_weights: Path, tmp_path: Path
+) -> None:
+    camera = {"baseline": 0.193001, "focal_x": 100.0, "doffs": 2.0}  # a default value counts too
+    section = {"checkpoint": str(small_weights), "save_raw_npy": True}
+    spec = {**small_values, "dataset": {**small_values["dataset"], **camera}, "inference": section}
+    result = actions.run("inference", spec, tmp_path)
+    assert result.exit_code == 0, result.detail
+    (first, _second) = sorted((tmp_path / "depth").rglob("*.npy"))
+    disparity = np.load(tmp_path / "disparity_npy" / first.relative_to(tmp_path / "depth"))
+    seen = disparity > 0
+    expected = np.where(seen, 0.193001 * 100 / (np.where(seen, disparity, 1) + 2), 0)
+    np.testing.assert_allclose(np.load(first), expected, rtol=1e-5)
+    assert first.with_suffix(".png").is_file()
+
+
+def test_half_a_camera_is_worth_a_warning(
+    small_values: dict, small_weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = {**small_values["dataset"], "focal_x": 100.0}
+    section = {"checkpoint": str(small_weights)}
+    spec = {**small_values, "dataset": data, "inference": section}
+    assert actions.run("inference", spec, tmp_path).exit_code == 0
+    assert "it needs dataset.baseline and dataset.focal_x" in caplog.text
+    assert not (tmp_path / "depth").exists()

@@ -16,6 +16,7 @@ from stereo.data.encodings import (
     read_mask,
     read_pfm,
     read_pfm_disparity,
+    write_depth_png,
     write_fsd_png,
     write_pfm,
     write_png,
@@ -223,3 +224,10 @@ def _mutations(draw: st.DrawFn, content: bytes) -> bytes:
         return content[:position] + content[position + draw(st.integers(1, 8)) :]
     changed = content[position] ^ draw(st.integers(1, 255))
     return content[:position] + bytes([changed]) + content[position + 1 :]
+
+
+def test_depth_is_16_bit_millimetres_and_0_where_it_cannot_be_said(tmp_path: Path) -> None:
+    depth = np.float32([[0.0, 0.0004, 1.2342, 65.535, 65.6, np.inf]])
+    write_depth_png(tmp_path / "a.png", depth)
+    found = cv2.imread(str(tmp_path / "a.png"), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(found, np.uint16([[0, 0, 1234, 65535, 0, 0]]))

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from stereo import viz
 from stereo.data.encodings import read_image, read_pfm
+from stereo.evaluation.evaluator import Scores
 from stereo.evaluation.pictures import write_pictures, write_predictions
+from stereo.geometry import disparity_to_depth
 from stereo.predict import Predictor
 from stereo.spec.data import StereoAugmentSpec
 
@@ -27,7 +30,9 @@ def _batch(names: list[str], *, has_gt: bool = True) -> dict[str, Any]:
         "right": torch.zeros(count, 3, H, W),
         "disparity": truth.clone(),
         "valid": valid,
+        "truth_pixels": valid.sum(dim=(1, 2, 3)),
         "has_gt": torch.full((count,), has_gt),
+        "index": torch.arange(count),
         "name": names,
     }
 
@@ -67,6 +72,50 @@ def test_inference_writes_a_panel_and_raw_disparity_for_every_pair(
     assert panels.shape == (H, 4 * W, 3), "left, ground truth, prediction, error"
     np.testing.assert_array_equal(panels[:, 2 * W : 3 * W], viz.color_disparity(expected))
     assert read_image(tmp_path / "inference_images/far/away/left.png").shape == (H, 2 * W, 3)
+
+
+def test_depth_is_written_in_metres_and_16_bit_millimetres(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    def to_depth(disparity: np.ndarray) -> np.ndarray:
+        return disparity_to_depth(disparity, baseline=0.1, focal_x=40.0)
+
+    write_predictions(
+        predictor,
+        [_batch(["a/left.png"])],
+        tmp_path,
+        StereoAugmentSpec(),
+        save_raw_pfm=False,
+        save_raw_npy=False,
+        depth=to_depth,
+    )
+    metres = np.load(tmp_path / "depth/a/left.npy")
+    millimetres = cv2.imread(str(tmp_path / "depth/a/left.png"), cv2.IMREAD_UNCHANGED)
+    assert (metres[:, 0] == 0).all(), "no disparity, no depth"
+    assert metres[0, -1] == pytest.approx(0.1 * 40 / 8)
+    assert millimetres.dtype == np.uint16
+    np.testing.assert_array_equal(millimetres, np.rint(metres.astype(float) * 1000))
+
+
+def test_inference_scores_the_samples_with_ground_truth(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    batches = [_batch(["a.png", "b.png"]), _batch(["c.png"], has_gt=False)]
+    scores = Scores(predictor, 64)
+    write_predictions(
+        predictor,
+        batches,
+        tmp_path,
+        StereoAugmentSpec(),
+        save_raw_pfm=False,
+        save_raw_npy=False,
+        scores=scores,
+    )
+    found = scores.result()
+    assert [row["name"] for row in found.rows] == ["a.png", "b.png"]
+    expected = np.abs(np.linspace(0, 8, W) - np.linspace(1, 10, W))[5:].mean()
+    assert found.metrics["epe"] == pytest.approx(expected, rel=1e-5)
+    assert (found.images, found.skipped) == (2, 0)
 
 
 def test_samples_that_share_a_name_do_not_overwrite_each_other(
