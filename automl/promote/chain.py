@@ -25,7 +25,7 @@ from typing import Any, cast
 import yaml
 
 from automl.contract import Status, Trainable, find_trainable
-from automl.errors import AutoMLError, NoResultError, PromotionError
+from automl.errors import AutoMLError, NoResultError, PromotionError, TrainableError
 from automl.events import BUNDLE_FORMAT_VERSION
 from automl.promote.isolated import ActionProcess, Outcome
 from automl.store import Study, TrialRecord, code_version
@@ -236,6 +236,7 @@ def promote(
         NoResultError: the study has no complete trial.
         PromotionError: a step failed.
         StepChoiceError: unknown step, or one that was skipped has never succeeded.
+        TrainableError: it is not the trainer of this study.
     """
     name = trainable if isinstance(trainable, str) else _name_of(trainable)
     best = study.best()
@@ -332,8 +333,7 @@ class _Promotion:
         self.materials = Materials()
         self.backends: dict[str, str] = {}
         self.hashes: dict[Path, str] = {}
-        metadata = find_trainable(trainable).schema_dir / study.resolved.study.model / "model.json"
-        self.model: dict[str, Any] = json.loads(metadata.read_text(encoding="utf-8"))
+        self.model = _model_facts(trainable, study.resolved.study.model)
 
     def run(self, selected: Sequence[str]) -> Bundle:
         self.materials.files["checkpoint"] = _final_checkpoint(self.study, self.best)
@@ -565,6 +565,17 @@ class _Promotion:
         _write_text(target / "spec.yaml", yaml.safe_dump(dict(spec), sort_keys=False))
         files["spec"] = _describe(target / "spec.yaml")
         return files
+
+
+def _model_facts(trainable: str, model: str) -> dict[str, Any]:
+    path = find_trainable(trainable).schema_dir / model / "model.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainableError(
+            f"{path}: cannot be read, so the trainer {trainable} does not know the study's model "
+            f"{model}: {error}. Name the trainer of this study with --trainable"
+        ) from error
 
 
 def _final_checkpoint(study: Study, trial: TrialRecord) -> Path:

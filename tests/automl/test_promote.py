@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from automl.contract import Objective
-from automl.errors import NoResultError, PromotionError
+from automl.errors import NoResultError, PromotionError, TrainableError
 from automl.promote.chain import StepChoiceError, promote
 from automl.promote.isolated import run_action
 from automl.space import Parameter, SearchSpace
@@ -227,6 +227,11 @@ def test_a_wrong_choice_is_refused(tmp_path: Path, choice: dict[str, str], messa
     with pytest.raises(StepChoiceError, match=message) as error:
         promote(make_study(tmp_path), NAME, **choice)
     assert error.value.exit_code == 2
+
+
+def test_another_trainer_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(TrainableError, match=r"does not know the study's model.*--trainable"):
+        promote(make_study(tmp_path), "depth_net")
 
 
 def test_without_a_complete_trial_there_is_nothing_to_promote(tmp_path: Path) -> None:
