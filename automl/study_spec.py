@@ -390,9 +390,16 @@ def _check_rules(study: StudySpec, source: str, problems: list[Problem]) -> None
     if all(limit is None for limit in budget.values()):
         keys = ", ".join(f"budget.{key}" for key in budget)
         problems.append(Problem(source, "budget", f"has no limit; set at least one of {keys}"))
-    for key, limit in budget.items():
-        if key != "target" and limit is not None and limit <= 0:
-            problems.append(Problem(source, f"budget.{key}", f"got {limit}, allowed above 0"))
+    positive = {f"budget.{key}": limit for key, limit in budget.items() if key != "target"}
+    resources, limits = asdict(study.resources), asdict(study.trial_limits)
+    positive |= {f"resources.{key}": each for key, each in resources.items() if key != "gpus"}
+    positive |= {f"trial_limits.{key}": limit for key, limit in limits.items()}
+    for key, number in positive.items():
+        if number is not None and number <= 0:
+            problems.append(Problem(source, key, f"got {number}, allowed above 0"))
+    if study.resources.gpus is not None and study.resources.gpus < 0:
+        got = f"got {study.resources.gpus}, allowed 0 or more"
+        problems.append(Problem(source, "resources.gpus", got))
     if study.algorithm.factor < 2:
         got = f"got {study.algorithm.factor}, allowed 2 or more"
         problems.append(Problem(source, "algorithm.factor", got))

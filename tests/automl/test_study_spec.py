@@ -104,6 +104,15 @@ def test_all_mistakes_are_said_together(tmp_path):
         ("model: q", "budget: is missing"),
         ("{model: q, budget: {}}", r"budget: has no limit; set at least one of budget\.trials"),
         ("{model: q, budget: {trials: 0}}", r"budget\.trials: got 0, allowed above 0"),
+        (
+            "{model: q, budget: {trials: 1}, resources: {max_concurrent: 0}}",
+            r"resources\.max_concurrent: got 0",
+        ),
+        ("{model: q, budget: {trials: 1}, resources: {gpus: -1}}", r"resources\.gpus: got -1"),
+        (
+            "{model: q, budget: {trials: 1}, trial_limits: {hours: 0}}",
+            r"trial_limits\.hours: got 0",
+        ),
         ("{model: q, budget: {trials: true}}", r"budget\.trials: got True, expected a whole"),
         (
             "{model: q, budget: {trials: 1}, algorithm: {rungs: [4, 2]}}",
