@@ -253,14 +253,15 @@ def decide(
         if wish == "on":
             raise PolicyError(
                 f"{facts.model}: model is not AutoML-enabled (policy row 8). "
-                "Use --automl-policy off for a plain run."
+                f"For a plain run: automl train {facts.model} --automl-policy off."
             )
         return row("plain", 5)
     if facts.missing:
         if wish == "on":
             raise PolicyError(
                 f"{facts.model}: {not_runnable} (policy row 7). "
-                "Restore them with `make schemas`, or use --automl-policy off."
+                "Restore them with `make schemas`, or make a plain run: "
+                f"automl train {facts.model} --automl-policy off."
             )
         return row("plain", 4, not_runnable, "WARNING")
     return row("study", 6 if wish == "on" else 3)
