@@ -22,7 +22,7 @@ from stereo import engines
 from stereo.engines import base
 from stereo.errors import EngineError, SpecError, SpecProblem
 from stereo.geometry import Padding, crop
-from stereo.registry import entry_for
+from stereo.registry import entry_for, load_weights
 
 if TYPE_CHECKING:
     from stereo.spec.experiment import ExperimentSpec
@@ -149,11 +149,9 @@ def load_predictor(
 
 def load_network(checkpoint: Path, spec: ExperimentSpec) -> nn.Module:
     """The network of `spec.model` with the weights of a checkpoint, in eval mode on the CPU."""
-    from stereo.checkpoints.load import load_into
-
     entry = entry_for(spec)
     network = entry.build(spec.model)
-    load_into(network, checkpoint, rename=entry.load_release)
+    load_weights(network, checkpoint, entry, spec)
     return network.eval()
 
 

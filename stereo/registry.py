@@ -10,12 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from stereo.errors import CheckpointError, SpecError, SpecProblem
+from stereo.spec.experiment import ExperimentSpec
+from stereo.spec.fields import leaves
 from stereo.spec.networks import FastFoundationStereoSpec
+from stereo.spec.rules import bp2_mismatches
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor, nn
 
-    from stereo.spec.experiment import ExperimentSpec
+    from stereo.checkpoints.load import LoadReport
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,7 @@ class ModelEntry:
         spec_class: dataclass of the spec's `model` section.
         build: spec section -> network with fresh weights.
         load_release: released names -> ours; leaves our own names unchanged.
+        release_faults: what in a spec differs from the network of the released weights.
         stride: input height and width are multiples of this many pixels.
     """
 
@@ -36,6 +43,7 @@ class ModelEntry:
     spec_class: type[Any]
     build: Callable[[Any], nn.Module]
     load_release: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    release_faults: Callable[[ExperimentSpec], list[SpecProblem]]
     stride: int
 
 
@@ -60,6 +68,7 @@ MODELS: dict[str, ModelEntry] = {
             spec_class=FastFoundationStereoSpec,
             build=_build_fast_foundation_stereo,
             load_release=_fast_foundation_stereo_names,
+            release_faults=bp2_mismatches,
             stride=32,
         ),
     )
@@ -69,3 +78,48 @@ MODELS: dict[str, ModelEntry] = {
 def entry_for(spec: ExperimentSpec) -> ModelEntry:
     """Row of the network that `spec.model` describes."""
     return next(entry for entry in MODELS.values() if isinstance(spec.model, entry.spec_class))
+
+
+def load_weights(
+    network: nn.Module,
+    path: Path,
+    entry: ModelEntry,
+    spec: ExperimentSpec,
+    *,
+    partial: bool = False,
+) -> LoadReport:
+    """Copy the weights of a checkpoint into the network of a spec, released weights included.
+
+    Args:
+        network: what `entry` built from `spec`.
+        path: a `.pth` file.
+        entry: row of the network.
+        spec: the experiment, for the fields that released weights need.
+        partial: accept differences and load what fits.
+
+    Raises:
+        CheckpointError: the file is unusable, or its weights do not fit.
+        SpecError: released weights fit, but the network computes something else with them.
+    """
+    from stereo.checkpoints.load import load_into
+
+    is_release = False
+
+    def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        nonlocal is_release
+        renamed = entry.load_release(state)
+        is_release = renamed.keys() != state.keys()
+        return renamed
+
+    try:
+        report = load_into(network, path, partial=partial, rename=rename)
+    except CheckpointError as error:
+        faults = entry.release_faults(spec) if is_release else []
+        if not faults:
+            raise
+        raise CheckpointError("\n".join(map(str, (error, *faults)))) from None
+    faults = entry.release_faults(spec) if is_release and not partial else []
+    shaping = {node.path for node in leaves(ExperimentSpec) if node.facts.shapes_weights}
+    if faults and shaping.isdisjoint(fault.key for fault in faults):  # else another release
+        raise SpecError(faults)
+    return report

@@ -24,6 +24,7 @@ import torch
 
 from stereo.checkpoints import files, load
 from stereo.errors import CheckpointError, NoResultError, SpecError, SpecProblem
+from stereo.registry import load_weights
 from stereo.train.optim import warn_about_unused
 
 if TYPE_CHECKING:
@@ -225,9 +226,8 @@ def _network(spec: ExperimentSpec, entry: ModelEntry, start: _Start | None) -> t
         load.load_into(network, start.path)
     elif spec.train.pretrained_model_path:
         path = Path(spec.train.pretrained_model_path)
-        found = load.load_into(
-            network, path, partial=spec.train.allow_partial_load, rename=entry.load_release
-        )
+        partial = spec.train.allow_partial_load
+        found = load_weights(network, path, entry, spec, partial=partial)
         log.info("weights from %s: %s", path, found)
     return network
 

@@ -36,5 +36,6 @@ TINY = ModelEntry(
     spec_class=FastFoundationStereoSpec,
     build=lambda _spec: TinyStereo(),
     load_release=lambda state: state,
+    release_faults=lambda _spec: [],
     stride=32,
 )

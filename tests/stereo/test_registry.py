@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+import stereo
+from stereo.checkpoints import files
+from stereo.errors import CheckpointError, SpecError
+from stereo.registry import MODELS, entry_for, load_weights
+from stereo.spec.experiment import ExperimentSpec
+from stereo.spec.networks import ModelType
+
+PACKAGE = Path(stereo.__file__).parent
+NAMES = {*MODELS, *get_args(ModelType), "fs", "mono_metric", "mono_relative"}
+
+
+def compared_names(source: str) -> list[str]:
+    """Model names that a comparison or a `match` of a module mentions, with their lines."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare | ast.match_case):
+            texts = [n for n in ast.walk(node) if isinstance(n, ast.Constant)]
+            found += [f"{n.lineno}: {n.value}" for n in texts if n.value in NAMES]
+    return found
+
+
+def test_no_module_but_the_registry_and_the_spec_compares_model_names() -> None:
+    """`spec` names models in tables and messages; what a network does is a row of the registry."""
+    found = {
+        str(path.relative_to(PACKAGE)): compared_names(path.read_text("utf-8"))
+        for path in PACKAGE.rglob("*.py")
+        if path.relative_to(PACKAGE).parts[0] not in ("spec", "registry.py")
+    }
+    assert {file: lines for file, lines in found.items() if lines} == {}
+
+
+def test_a_comparison_with_a_model_name_is_found() -> None:
+    assert compared_names('if spec.model.model_type == "FastFoundationStereo":\n  pass') != []
+    assert compared_names('if key in ("ffs", "x"):\n  pass') != []
+    assert compared_names('match key:\n  case "ffs":\n    pass') != []
+    assert compared_names('message = "ffs"') == []
+
+
+@pytest.mark.parametrize("key", list(MODELS))
+def test_a_row_belongs_to_the_spec_it_is_found_by(key: str) -> None:
+    entry = MODELS[key]
+    spec = ExperimentSpec(model=entry.spec_class())
+    assert entry_for(spec) is entry
+    assert entry.key == key
+    assert entry.model_type == spec.model.model_type
+    assert entry.release_faults(spec) == [], "the defaults are those of the release"
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fresh weights under released names."""
+    network = MODELS["ffs"].build(ExperimentSpec().model)
+    path = tmp_path_factory.mktemp("released") / "released.pth"
+    files.write(path, {"model": _released_names(network.state_dict())})
+    return path
+
+
+def _released_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    ours = "feature.downsample_layers.0."
+    return {name.replace(ours, "feature.stem."): tensor for name, tensor in state.items()}
+
+
+def test_released_weights_load_under_our_names(released: Path) -> None:
+    entry, spec = MODELS["ffs"], ExperimentSpec()
+    network = entry.build(spec.model)
+    assert load_weights(network, released, entry, spec).complete
+    expected = entry.load_release(files.read(released)["model"])
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)
+
+
+def test_a_spec_that_released_weights_do_not_fit_is_told_field_by_field(released: Path) -> None:
+    entry, spec = MODELS["ffs"], ExperimentSpec()
+    spec.model.corr_radius = 3
+    spec.model.gwc_feature_normalize = False
+    with pytest.raises(CheckpointError, match="do not fit this network") as caught:
+        load_weights(entry.build(spec.model), released, entry, spec)
+    assert "model.corr_radius: given 3, needed 4" in str(caught.value)
+    assert "model.gwc_feature_normalize: given False, needed True" in str(caught.value)
+
+
+def test_a_difference_that_shapes_cannot_show_is_refused_too(released: Path) -> None:
+    entry, spec = MODELS["ffs"], ExperimentSpec()
+    spec.model.gwc_feature_normalize = False
+    with pytest.raises(SpecError, match="gwc_feature_normalize: given False, needed True"):
+        load_weights(entry.build(spec.model), released, entry, spec)
