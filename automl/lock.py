@@ -99,11 +99,12 @@ def owner_of(directory: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     here = owner["host"] == socket.gethostname()
-    living = _is_running(owner["pid"], owner["started"]) if here else _is_locked(path)
+    living = is_running(owner["pid"], owner["started"]) if here else _is_locked(path)
     return cast("dict[str, Any]", owner) if living else None
 
 
-def _is_running(pid: int, started: float) -> bool:
+def is_running(pid: int, started: float) -> bool:
+    """Whether a process of this host still is the one that started then (seconds since 1970)."""
     try:
         return abs(psutil.Process(pid).create_time() - started) <= 1
     except psutil.NoSuchProcess:

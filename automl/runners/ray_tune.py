@@ -34,6 +34,7 @@ from ray.tune import TuneError
 
 from automl.contract import Status
 from automl.errors import StoreError, StudyFailedError
+from automl.lock import is_running
 from automl.resources import TrialResources, gpus, of_study
 from automl.runners import Interruption, conclude
 from automl.runners.ray_search import StopWhen, StudyScheduler, StudySearcher, StudyWatch
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from automl.store import Study
 
 SESSION_FILE = "session.json"
+SESSIONS, PREFIX = Path("/tmp"), "depthtune-"  # where Ray's own files are, while it runs
 LOG_FILE = "ray.log"
 TOKEN_FILE = Path("~/.ray/auth_token")  # Ray's own place; RAY_AUTH_TOKEN_PATH moves it
 OBJECT_STORE_BYTES = 100 * 2**20  # configurations and epoch reports only; Ray's minimum is 75 MiB
@@ -203,10 +205,19 @@ def _write_output_to(path: Path) -> None:
 
 
 def end_leftovers(scratch: Path) -> None:
-    """End what an earlier session of this study left running, and remove its directory."""
+    """End what an earlier session of this study left running, and remove its directory.
+
+    The file may be a copy, made with the study's directory while its driver runs: the session of a
+    living driver is left alone, and so is every directory that is not one of ours.
+    """
     try:
-        directory = Path(json.loads((scratch / SESSION_FILE).read_text())["directory"])
+        facts = json.loads((scratch / SESSION_FILE).read_text())
+        directory, driver = Path(facts["directory"]), facts["driver"]
     except (OSError, ValueError, KeyError):
+        return
+    if driver["pid"] != os.getpid() and is_running(driver["pid"], driver["started"]):
+        return
+    if directory.parent != SESSIONS or not directory.name.startswith(PREFIX):
         return
     leftovers = _processes_of(directory)
     for process in leftovers:
@@ -240,9 +251,11 @@ def _session(scratch: Path, share: TrialResources, address: str | None) -> Gener
         StoreError: the study's directory cannot be written.
         StudyFailedError: Ray did not start.
     """
-    directory = Path(tempfile.mkdtemp(prefix="depthtune-", dir="/tmp"))
+    directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=SESSIONS))
+    driver = {"pid": os.getpid(), "started": psutil.Process().create_time()}
+    session: dict[str, Any] = {"directory": str(directory), "driver": driver}
     try:
-        _write_session(scratch, {"directory": str(directory)})
+        _write_session(scratch, session)
         try:
             _start_ray(directory, share, address)
         except SystemExit as error:  # Ray's handler of SIGTERM, which stands until ours is back
@@ -252,7 +265,7 @@ def _session(scratch: Path, share: TrialResources, address: str | None) -> Gener
                 f"Ray did not start: {error}. See {scratch / LOG_FILE}"
             ) from error
         token_file()  # Ray makes it 0644
-        _write_session(scratch, {"directory": str(directory), "dashboard": _dashboard_facts()})
+        _write_session(scratch, {**session, "dashboard": _dashboard_facts()})
         yield directory
     finally:
         ray.shutdown()
