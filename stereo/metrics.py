@@ -16,6 +16,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from stereo.spec.experiment import METRICS as DECLARED
+
 
 class Metric(NamedTuple):
     """What a reader must know to compare two values of a metric.
@@ -34,18 +36,9 @@ class Metric(NamedTuple):
 
 
 METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric("epe", "minimize", "px", True),
-        Metric("bp1", "minimize", "fraction", True),
-        Metric("bp2", "minimize", "fraction", True),
-        Metric("bp3", "minimize", "fraction", True),
-        Metric("d1", "minimize", "fraction", True),
-        Metric("rmse", "minimize", "px", True),
-        Metric("abs_rel", "minimize", "", False),
-        Metric("sq_rel", "minimize", "px", False),
-        Metric("rmse_log", "minimize", "", False),
-    )
+    name: Metric(name, **facts)
+    for name, facts in ((path.removeprefix("val/"), facts) for path, facts in DECLARED.items())
+    if name != "loss"
 }
 ROOTS = ("rmse", "rmse_log")  # accumulated as squares
 LOG_FLOOR = 1e-3  # px; predictions are raised to it before the logarithm
