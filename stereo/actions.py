@@ -144,7 +144,7 @@ CATEGORIES = {"diverged": "No usable result", "out_of_memory": "Out of memory"}
 
 def _failed(error: Exception) -> tuple[str, ActionResult]:
     """First words of the FAILURE line, and the outcome that an error stands for."""
-    from stereo.train.trainer import is_out_of_memory
+    from stereo.train.trainer import is_out_of_memory, out_of_memory_detail
 
     if isinstance(error, StereoError):
         word = "diverged" if isinstance(error, NoResultError) else "failed"
@@ -152,8 +152,8 @@ def _failed(error: Exception) -> tuple[str, ActionResult]:
         found_before = "Configuration error" if error.exit_code == 2 else "Runtime error"
         return CATEGORIES.get(word, found_before), _without_result(word, error, error.exit_code)
     if is_out_of_memory(error):
-        hint = "Use a smaller batch, crop or volume_dim"
-        return CATEGORIES["out_of_memory"], _without_result("out_of_memory", f"{error}. {hint}")
+        detail = out_of_memory_detail(error)
+        return CATEGORIES["out_of_memory"], _without_result("out_of_memory", detail)
     if isinstance(error, OSError):
         return "File system error", _without_result("failed", error)
     return "Runtime error", _without_result("failed", traceback.format_exc())  # a bug

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Report = Callable[[int, Mapping[str, float], Path | None], bool]
-MONITORED = {"val_loss": "val/loss", "train_loss": "train_loss"}
 
 
 class InterruptedTraining(Exception):
@@ -95,6 +94,7 @@ class RunCallback(pl.Callback):
         directory: of the train action.
         records: where numbers are written; None in a dry run, which leaves nothing behind.
         report: the study; None in a plain run.
+        monitored: the number whose smallest value makes the best checkpoint.
         resumed: the checkpoint the run continues from.
         signals: the signal received so far, if any.
     """
@@ -105,12 +105,14 @@ class RunCallback(pl.Callback):
         records: Records | None,
         *,
         report: Report | None,
+        monitored: str,
         resumed: Mapping[str, Any] | None,
         signals: list[Signals],
     ) -> None:
         self.directory = directory
         self.records = records
         self.report = report
+        self.monitored = monitored
         self.signals = signals
         self.stopped = False
         self.latest: Path | None = None
@@ -241,7 +243,7 @@ class RunCallback(pl.Callback):
             train.checkpoint_interval_unit == "epoch" and epoch % train.checkpoint_interval == 0
         )
         is_due = is_due or epoch == train.num_epochs
-        value = self.metrics.get(MONITORED[train.optim.monitor_name])
+        value = self.metrics.get(self.monitored)
         is_best = value is not None and value < self.best.get("value", math.inf)
         if is_best:
             spare = checkpoint.file_name(epoch - 1, module.progress.step)

@@ -99,7 +99,7 @@ def fit(
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        return TrainOutcome("out_of_memory", detail=f"out of memory: {error}")
+        return TrainOutcome("out_of_memory", detail=out_of_memory_detail(error))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -108,6 +108,12 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return "out of memory" in text or "can't allocate memory" in text
+
+
+def out_of_memory_detail(error: BaseException) -> str:
+    """What a person should read when memory ran out."""
+    reason = str(error) or type(error).__name__
+    return f"{reason}. Use a smaller batch, crop or model.volume_dim"
 
 
 @dataclass(frozen=True)
@@ -179,6 +185,7 @@ def _run(
             directory,
             records,
             report=report,
+            monitored=_monitored(spec, has_validation=bool(validation)),
             resumed=start.payload if start is not None else None,
             signals=signals,
         )
@@ -212,6 +219,18 @@ def _run(
         )
     detail = "dry run: one batch of training and validation" if spec.train.is_dry_run else ""
     return _outcome("ok", callback, detail)
+
+
+def _monitored(spec: ExperimentSpec, *, has_validation: bool) -> str:
+    """The number that the best checkpoint has the smallest value of."""
+    name = spec.train.optim.monitor_name
+    if name == "val_loss" and not has_validation:
+        log.warning(
+            "no dataset.val_dataset.data_sources: the best checkpoint is that of the smallest"
+            " training loss"
+        )
+        name = "train_loss"
+    return {"val_loss": "val/loss", "train_loss": "train_loss"}[name]
 
 
 def _outcome(

@@ -213,6 +213,19 @@ def test_a_best_checkpoint_off_the_interval_is_kept_until_a_better_one(
     assert int((tmp_path / BEST).resolve().name.split("_")[3]) == best
 
 
+def test_without_validation_data_the_best_checkpoint_is_that_of_the_training_loss(
+    make_spec, run, tmp_path, caplog
+) -> None:
+    spec = make_spec()
+    spec.dataset.val_dataset.data_sources = None
+    outcome = run(spec, tmp_path)
+    losses = [float(row["train_loss"]) for row in table(tmp_path)]
+    best = f"dn_model_epoch_{losses.index(min(losses)):03d}_"
+    assert outcome.best is not None
+    assert outcome.best.resolve().name.startswith(best)
+    assert "smallest training loss" in caplog.text
+
+
 def test_a_study_keeps_one_checkpoint_and_stops_the_run(make_spec, run, tmp_path) -> None:
     seen: list[tuple[int, str, int]] = []
 
