@@ -23,6 +23,7 @@ import pytest
 from automl.events import read
 from automl.store import Study, read_study
 
+pytestmark = pytest.mark.xdist_group("ray")
 ROOT = Path(__file__).resolve().parents[2]
 FACTOR, RUNGS, EPOCHS = 3, (2, 4), 6
 
@@ -119,11 +120,13 @@ def check(study: Study, trials: int) -> None:
     assert set((study.directory / "trials").rglob("epoch_*.json")) == kept
 
 
-def check_log(events: list[dict[str, Any]]) -> None:
+def check_log(
+    events: list[dict[str, Any]], rungs: tuple[int, ...] = RUNGS, epochs: int = EPOCHS
+) -> None:
     """Epochs are consecutive without doubles, attempts continue, stops follow from the log."""
     finished: dict[int, int] = {}
     decided: dict[int, str] = {}
-    seen: dict[int, list[float]] = {rung: [] for rung in RUNGS}
+    seen: dict[int, list[float]] = {rung: [] for rung in rungs}
     for event in events:
         trial = event.get("trial")
         if event["kind"] == "trial_started":
@@ -133,14 +136,16 @@ def check_log(events: list[dict[str, Any]]) -> None:
             finished[trial] += 1
             assert event["epoch"] == finished[trial]
             value = event["metrics"]["val/epe"]
-            decided[trial] = expected_decision(trial, event["epoch"], value, seen)
+            decided[trial] = expected_decision(trial, event["epoch"], value, seen, epochs)
             assert event["decision"] == decided[trial]
         elif event["kind"] == "trial_ended" and event["state"] in ("stopped", "complete"):
             assert decided[trial] == {"stopped": "stop"}.get(event["state"], event["state"])
 
 
-def expected_decision(trial: int, epoch: int, value: float, seen: dict[int, list[float]]) -> str:
-    if epoch == EPOCHS:
+def expected_decision(
+    trial: int, epoch: int, value: float, seen: dict[int, list[float]], epochs: int
+) -> str:
+    if epoch == epochs:
         return "complete"
     if epoch not in seen:
         return "continue"

@@ -15,6 +15,7 @@ from automl.events import read
 from automl.store import read_study
 from tests.automl.runners.driving import open_quadratic, run_study
 
+pytestmark = pytest.mark.xdist_group("ray")
 ROOT = Path(__file__).resolve().parents[3]
 
 

@@ -13,6 +13,8 @@ from automl.store import Study, read_study
 from tests.automl.runners.driving import open_quadratic, run_study
 from tests.end_to_end.test_chaos import check_log
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, str, dict[str, object]]:
