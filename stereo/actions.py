@@ -63,7 +63,7 @@ class Job:
     directory: Path
     status: StatusLog
     report: Report | None
-    tell: Tell | None
+    tell: Tell  # says in words what takes seconds
     given: Collection[str]  # fields that the user set
 
 
@@ -99,7 +99,7 @@ def run_resolved(
         directory: where the action writes, used as it is.
         report: see `stereo.trainable.DepthNet.run`.
         inferred: keys that were filled from a parent, with the reason.
-        tell: told in words what takes seconds; default: the log.
+        tell: told in words what takes seconds, beside the log.
         given: paths of the fields that the user set; the others have packaged values.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -113,9 +113,15 @@ def run_resolved(
         inputs=input_files(action, spec),
     )
     status.started()
+
+    def say(text: str) -> None:
+        LOG.info("%s", text)
+        if tell is not None:
+            tell(text)
+
     with log_file(directory, action):
         try:
-            result = ACTIONS[action](Job(spec, directory, status, report, tell, given))
+            result = ACTIONS[action](Job(spec, directory, status, report, say, given))
             category = CATEGORIES.get(result.status, "")
         except KeyboardInterrupt as interrupt:
             status.failure("Interrupted.", interrupt_exit_code(interrupt))

@@ -235,7 +235,10 @@ def _measured(name: str, value: float) -> str:
     from stereo.spec.experiment import METRICS
 
     unit = METRICS.get(name, {}).get("unit", "")
-    return f"{100 * value:.3g} %" if unit == "fraction" else f"{value:.6g} {unit}".rstrip()
+    if unit == "fraction":
+        return f"{100 * value:.3g} %"
+    number = f"{value:.0f}" if value.is_integer() else f"{value:.6g}"
+    return f"{number} {unit}".rstrip()
 
 
 def _default_specs(arguments: argparse.Namespace) -> int:

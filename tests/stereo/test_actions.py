@@ -141,6 +141,7 @@ def test_checkpoint_becomes_graph_becomes_engine_becomes_scores(
     graph = exported.artifacts["graph"]
     assert graph == tmp_path / "export" / "dn_model_best.onnx"
     assert "comparing ONNX Runtime with PyTorch" in caplog.text
+    assert "comparing ONNX Runtime" in (tmp_path / "export" / "export.log").read_text()
 
     again = actions.run("export", spec, tmp_path / "export")
     assert again.exit_code == 2
