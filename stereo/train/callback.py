@@ -312,7 +312,7 @@ def _verdict(module: DepthModule, row: Mapping[str, float]) -> NoResultError | N
     if not progress.losses and not progress.nonfinite_run:
         return NoResultError(
             f"Epoch {number} saw no valid pixel in {progress.empty} batches: no ground truth with"
-            f" 0 < disparity < {module.limit} px. Likely the dataset class"
+            f" 0 < disparity < {module.limit:g} px. Likely the dataset class"
             " (dataset.train_dataset.data_sources.dataset_name) does not fit the depth encoding,"
             " or max_disparity is too small"
         )

@@ -19,6 +19,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from stereo.data.loaders import disparity_limit
 from stereo.errors import DivergedError
 from stereo.geometry import crop, pad_to_multiple
 from stereo.losses import sequence_loss, smooth_l1
@@ -100,7 +101,7 @@ class DepthModule(pl.LightningModule):
         self.progress = Progress()
         self.last = StepFacts()
         self.total_steps = 1  # set before training; the schedules need it
-        self.limit = min(spec.dataset.max_disparity, spec.model.max_disparity)
+        self.limit = disparity_limit(spec)
         self.metrics = DisparityMetrics(self.limit)
         self.validation: dict[str, float] = {}
         self._first_bad = ""
