@@ -17,8 +17,9 @@ from typing import Any
 import yaml
 
 from stereo.errors import SpecError, SpecProblem
+from stereo.spec.experiment import ExperimentSpec, packaged_values
 from stereo.spec.load import given_values
-from stereo.spec.rules import is_open
+from stereo.spec.rules import is_open, value_at
 
 CHECKPOINT = re.compile(r"(?:dn_)?model_epoch_(?P<epoch>\d+)_step_(?P<step>\d+)\.pth")
 # Which field takes which file of the parent, best first.
@@ -43,11 +44,22 @@ class Inferred:
     def open_fields(self, spec_file: Path, overrides: Sequence[str]) -> dict[str, Any]:
         """The inferred values the user left open; a model file of the user's own replaces all.
 
+        A value of the spec file that is the packaged one counts as open: `default_specs` writes
+        them all. An override never does.
+
         Raises:
             SpecError: the spec or an override sets a `model` value the parent contradicts.
         """
-        written = given_values(spec_file, overrides, action=self.action)
-        explicit = {key: value for key, value in written.items() if not is_open(value)}
+        packaged = packaged_values(self.action)
+        defaults = ExperimentSpec()
+        written = given_values(spec_file, action=self.action)
+        explicit = {
+            key: value
+            for key, value in written.items()
+            if not is_open(value) and value not in (packaged.get(key), value_at(defaults, key))
+        }
+        orders = given_values({}, overrides, action=self.action)
+        explicit |= {key: value for key, value in orders.items() if not is_open(value)}
         problems = [
             SpecProblem(
                 str(spec_file),

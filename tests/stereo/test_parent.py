@@ -10,6 +10,7 @@ import yaml
 from stereo import actions
 from stereo.errors import SpecError
 from stereo.parent import Inferred, infer, select_checkpoint
+from stereo.spec.load import template
 
 MODEL = {"corr_radius": 3, "stereo_backbone": {"use_bn": True}}
 
@@ -147,6 +148,12 @@ def test_only_open_fields_are_filled(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("action", ["evaluate", "inference", "export", "gen_trt_engine", "train"])
+def test_a_packaged_spec_leaves_everything_to_the_parent(action: str, tmp_path: Path) -> None:
+    inferred = infer(bundle(tmp_path / "bundle"), action)
+    assert open_fields(inferred, template("ffs", action), tmp_path) == inferred.values
+
+
 @pytest.mark.parametrize(
     "override", ["evaluate.checkpoint=mine.pth", "evaluate.trt_engine=mine.rtx", "trt_engine=a.rtx"]
 )
@@ -161,7 +168,9 @@ def test_a_model_file_of_the_user_replaces_the_one_of_the_parent(
 def test_a_contradiction_to_the_parents_model_is_refused(tmp_path: Path) -> None:
     inferred = infer(bundle(tmp_path / "bundle"), "evaluate")
     with pytest.raises(SpecError, match=r"model.corr_radius: got 4, but the parent .* with 3"):
-        open_fields(inferred, {"model": {"corr_radius": 4}}, tmp_path)
+        open_fields(inferred, {}, tmp_path, "model.corr_radius=4")
+    with pytest.raises(SpecError, match=r"model.corr_radius: got 5, but the parent"):
+        open_fields(inferred, {"model": {"corr_radius": 5}}, tmp_path)
     with pytest.raises(SpecError, match=r"use_bn: got False"):
         open_fields(inferred, {}, tmp_path, "model.stereo_backbone.use_bn=false")
 
