@@ -179,7 +179,8 @@ def train(job: Job) -> ActionResult:
 
     if job.report is None:
         job.status.running("Reading all files of training and validation once.")
-        preflight(job.spec, ("train_dataset", "val_dataset"))
+        validated = bool(job.spec.dataset.val_dataset.data_sources)
+        preflight(job.spec, ("train_dataset", *["val_dataset"] * validated))
     entry = entry_for(job.spec)
     outcome = fit(job.spec, entry, job.directory, report=job.report, status=job.status)
     files = {"best": outcome.best, "latest": outcome.latest}

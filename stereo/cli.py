@@ -237,7 +237,7 @@ def _measured(name: str, value: float) -> str:
     unit = METRICS.get(name, {}).get("unit", "")
     if unit == "fraction":
         return f"{100 * value:.3g} %"
-    number = f"{value:.0f}" if value.is_integer() else f"{value:.6g}"
+    number = f"{value:.0f}" if float(value).is_integer() else f"{value:.6g}"
     return f"{number} {unit}".rstrip()
 
 

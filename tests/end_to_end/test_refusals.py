@@ -81,6 +81,28 @@ def test_training_on_damaged_data_is_refused_with_file_and_line(damaged: Place) 
     assert list(damaged.root.rglob("*.pth")) == []
 
 
+def test_training_without_validation_data_is_not_refused(packaged_place: Place) -> None:
+    train = packaged_place.root / "data" / "train_middlebury.txt"
+    (packaged_place.root / "plain.yaml").write_text(
+        "results_dir: plain\n"
+        "model: {train_iters: 1, valid_iters: 1, max_disparity: 64}\n"
+        "dataset:\n"
+        "  max_disparity: 64\n"
+        "  train_dataset:\n"
+        f"    data_sources: [{{dataset_name: Middlebury, data_file: {train}}}]\n"
+        "    augmentation: {crop_size: [64, 96]}\n"
+        "    batch_size: 1\n"
+        "    workers: 0\n"
+        "train: {num_epochs: 1}\n"
+    )
+
+    code, output = packaged_place.depth_net("train", "-e", "plain.yaml", "--model", "ffs")
+
+    assert code == 0, output
+    assert "Execution status: PASS" in output
+    assert len(list((packaged_place.root / "plain").rglob("dn_model_epoch_*.pth"))) == 1
+
+
 def test_all_mistakes_of_a_spec_are_listed_and_nothing_runs(packaged_place: Place) -> None:
     place = packaged_place
     code, output = place.automl(
