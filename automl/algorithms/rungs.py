@@ -2,8 +2,9 @@
 
 At a rung (a number of finished epochs) a trial is compared with every trial that has reached
 this rung before it, and goes on when its rank is within the best 1/factor, but at least within
-the first `min_survivors`. Trial 0, the baseline, always goes on. A decision depends on the values
-seen at the same rung only, so a resumed study decides as an uninterrupted one.
+the first `min_survivors`. Trial 0, the baseline, always goes on and takes nobody's place. A
+decision depends on the values seen at the same rung only, so a resumed study decides as an
+uninterrupted one.
 
 Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020 (ASHA, the
 stopping variant). First rung at R/9: a rung after one epoch stops good trials whose curves start
@@ -35,7 +36,7 @@ class Rungs:
         full_epochs: R, where a trial is complete.
         rungs: rising epochs below R; empty: every trial runs to R.
         factor: one trial in `factor` goes on.
-        min_survivors: at least so many go on.
+        min_survivors: at least so many go on, besides trial 0.
     """
 
     full_epochs: int
@@ -52,7 +53,7 @@ class Rungs:
             trial: its number; 0 is never stopped.
             epoch: finished epochs.
             loss: the objective turned so that smaller is better; not finite counts as worst.
-            earlier: rung -> losses of the other trials that have reached it.
+            earlier: rung -> losses of the other trials, without trial 0, that have reached it.
         """
         if epoch >= self.full_epochs:
             return Decision("complete", self.full_epochs)
@@ -73,7 +74,7 @@ class Rungs:
 
     def expected_epochs(self, trials: int) -> float:
         """Return the epochs of a study whose trials arrive in random order of quality."""
-        total, arriving, before = 0.0, float(trials), 0
+        total, arriving, before = float(self.full_epochs), float(trials - 1), 0
         for rung in self.rungs:
             total += arriving * (rung - before)
             arriving = self._expected_survivors(arriving)
@@ -95,12 +96,12 @@ def default_rungs(full_epochs: int) -> tuple[int, ...]:
 def losses_at(
     trials: Sequence[TrialRecord], rungs: Sequence[int], metric: str, sign: int, without: int
 ) -> dict[int, list[float]]:
-    """Return rung -> losses of every trial but one, as far as they have reached it."""
+    """Return rung -> losses of every trial but one and trial 0, as far as they have reached it."""
     return {
         rung: [
             sign * value
             for trial in trials
-            if trial.id != without and (value := trial.value_at(rung, metric)) is not None
+            if trial.id not in (0, without) and (value := trial.value_at(rung, metric)) is not None
         ]
         for rung in rungs
     }

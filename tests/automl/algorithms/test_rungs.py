@@ -42,6 +42,14 @@ def test_the_baseline_is_never_stopped(seen, loss):
         assert Rungs(12, (2, 6)).decide(0, epoch, loss, {2: seen, 6: seen}).action == "continue"
 
 
+def test_the_baseline_takes_nobodys_place():
+    trials = [
+        TrialRecord(number, {}, 0, 0.0, epochs=[EpochRecord(2, {"m": 1.0}, 1.0, None, "", 2)])
+        for number in range(3)
+    ]
+    assert losses_at(trials, (2,), "m", 1, without=2) == {2: [1.0]}
+
+
 def test_a_value_that_is_no_number_does_not_survive():
     assert Rungs(12, (2,), min_survivors=9).decide(1, 2, math.nan, {}).action == "stop"
 
