@@ -246,6 +246,7 @@ WEIGHT_KEYS = (
 )
 """Any of these set means that training starts from loaded weights."""
 
+SECONDS_PER_EPOCH = {"cpu": 13}  # of the packaged profile, one core; docs/performance.md
 CHECKPOINT_MB = 190  # with AdamW state at the default widths; a study plans its disk with it
 OBJECTIVE = {"metric": "val/epe", "direction": "minimize", "unit": "px"}
 FIDELITY = "train.num_epochs"
