@@ -200,12 +200,11 @@ def _run(
                 trainer.fit(module, train, validation or None)
         except NoResultError as error:
             return _outcome("diverged", callback, str(error))
-        except (InterruptedTraining, RuntimeError) as error:
-            # a data worker that got the signal too ends the loop with a RuntimeError
-            if not signals:
-                raise
-            raise KeyboardInterrupt(signals[0]) from error
-        except SystemExit as error:  # Lightning's answer to a KeyboardInterrupt
+        except (InterruptedTraining, RuntimeError, SystemExit) as error:
+            # A data worker that got the signal too ends the loop with a RuntimeError. Lightning
+            # answers a SIGTERM at the end of an epoch, and a KeyboardInterrupt, with SystemExit.
+            if signals:
+                raise KeyboardInterrupt(signals[0]) from error
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise error.__context__ from None
             raise

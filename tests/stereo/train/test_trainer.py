@@ -22,7 +22,9 @@ import torch
 from stereo.checkpoints import files
 from stereo.errors import CheckpointError, DataError, SpecError
 from stereo.nets.fast_foundation_stereo import StereoOutput
+from stereo.status import StatusLog
 from stereo.train.checkpoint import BEST, LATEST, PATTERN
+from stereo.train.trainer import fit
 from tests.stereo.train.tiny import TINY, TinyStereo
 
 
@@ -186,6 +188,20 @@ def test_a_signal_during_validation_continues_with_the_validation(make_spec, run
         run(spec, tmp_path / "parts", entry=replace(TINY, build=lambda _spec: Signalling()))
     run(spec, tmp_path / "parts")
     np.testing.assert_allclose(curve(tmp_path / "parts"), curve(tmp_path / "whole"), rtol=1e-6)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_between_two_epochs_is_not_a_success(make_spec, tmp_path, number) -> None:
+    class Killed(StatusLog):
+        def running(self, message, kpi=None, **fields):
+            super().running(message, kpi, **fields)
+            if message.startswith("Eval metrics"):
+                os.kill(os.getpid(), number)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fit(make_spec(), TINY, tmp_path, status=Killed(tmp_path))
+    assert caught.value.args == (number,)
+    assert (tmp_path / LATEST).exists()
 
 
 def test_checkpoints_by_step_and_a_finished_run_has_nothing_to_do(make_spec, run, tmp_path) -> None:
