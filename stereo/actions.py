@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from stereo.spec.rules import is_open, value_at
 from stereo.status import StatusLog, log_file, write_experiment, write_provenance
 
 if TYPE_CHECKING:
+    from stereo.data.loaders import SplitFacts
     from stereo.evaluation.evaluator import Evaluation
     from stereo.predict import Predictor
     from stereo.spec.deploy import EvaluateSpec, InferenceSpec
@@ -174,13 +175,12 @@ def train(job: Job) -> ActionResult:
 
     A faulty file is found now rather than epochs later; a study has looked before its trials.
     """
-    from stereo.data.loaders import preflight
     from stereo.train.trainer import fit
 
     if job.report is None:
         job.status.running("Reading all files of training and validation once.")
         validated = bool(job.spec.dataset.val_dataset.data_sources)
-        preflight(job.spec, ("train_dataset", *["val_dataset"] * validated))
+        _read_all(job.spec, ("train_dataset", *["val_dataset"] * validated))
     entry = entry_for(job.spec)
     outcome = fit(job.spec, entry, job.directory, report=job.report, status=job.status)
     files = {"best": outcome.best, "latest": outcome.latest}
@@ -303,9 +303,7 @@ def gen_trt_engine(job: Job) -> ActionResult:
 
 def check(job: Job) -> ActionResult:
     """Read every file that training and validation will read; all faults come together."""
-    from stereo.data.loaders import preflight
-
-    facts = preflight(job.spec, ("train_dataset", "val_dataset"))
+    facts = _read_all(job.spec, ("train_dataset", "val_dataset"))
     sizes = facts["val_dataset"].sizes
     stride = entry_for(job.spec).stride
     height, width = (-(-max(side) // stride) * stride for side in zip(*sizes, strict=True))
@@ -318,6 +316,18 @@ def check(job: Job) -> ActionResult:
     }
     write_json(job.directory / "data.json", {name: _plain(fact) for name, fact in facts.items()})
     return ActionResult("ok", metrics, {"data": job.directory / "data.json"})
+
+
+def _read_all(spec: ExperimentSpec, splits: Sequence[str]) -> dict[str, SplitFacts]:
+    """Read every file of the splits once, with a bar on a terminal."""
+    from stereo.data.loaders import preflight
+    from stereo.evaluation.evaluator import progress_bar
+
+    with progress_bar() as bar:
+        task = bar.add_task("reading all pairs")
+        return preflight(
+            spec, splits, lambda done, total: bar.update(task, completed=done, total=total)
+        )
 
 
 def _plain(facts: Any) -> dict[str, Any]:
