@@ -21,6 +21,7 @@ from stereo.spec.experiment import ExperimentSpec, packaged_values
 from stereo.spec.load import given_values
 from stereo.spec.rules import is_open, value_at
 
+BUNDLE_FORMAT_VERSION = 1  # the newest that is read; automl writes it
 CHECKPOINT = re.compile(r"(?:dn_)?model_epoch_(?P<epoch>\d+)_step_(?P<step>\d+)\.pth")
 # Which field takes which file of the parent, best first.
 TAKES = {
@@ -101,6 +102,10 @@ def infer(parent: Path, action: str, select: str = "best") -> Inferred:
     for key, value in _leaves({"model": spec.get("model", {})}):
         values[key] = value
         reasons[key] = f"model section of the {origin} {directory}"
+    if action == "export" and "model.valid_iters" in values:
+        # a graph unrolls its iterations: with others its scores would not be the checkpoint's
+        values["export.valid_iters"] = values["model.valid_iters"]
+        reasons["export.valid_iters"] = reasons["model.valid_iters"]
     return Inferred(directory, action, values, reasons)
 
 
@@ -128,6 +133,11 @@ def _contents(directory: Path, select: str) -> tuple[dict[str, Path], dict[str, 
     """Model files by kind, the resolved spec, and what the directory is."""
     if (directory / "bundle.json").is_file():
         bundle = json.loads((directory / "bundle.json").read_text("utf-8"))
+        if bundle["format_version"] > BUNDLE_FORMAT_VERSION:
+            problem = f"format_version {bundle['format_version']}, read are {BUNDLE_FORMAT_VERSION}"
+            remedy = "Use the release of depthtune that wrote this bundle"
+            source = str(directory / "bundle.json")
+            raise SpecError([SpecProblem(source, "--set-from", problem, remedy)])
         names = ("checkpoint", "graph", "engine")
         files = {
             name: directory / bundle["files"][name]["path"]

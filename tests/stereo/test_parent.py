@@ -85,7 +85,10 @@ def test_a_parent_that_cannot_serve_is_refused(tmp_path: Path) -> None:
 def bundle(directory: Path) -> Path:
     directory.mkdir(parents=True)
     files = {"checkpoint": "a.pth", "graph": "a.onnx", "engine": "a.rtx", "spec": "spec.yaml"}
-    content = {"files": {role: {"path": name} for role, name in files.items()}}
+    content = {
+        "format_version": 1,
+        "files": {role: {"path": name} for role, name in files.items()},
+    }
     (directory / "bundle.json").write_text(json.dumps({**content, "spec": {"model": MODEL}}))
     return directory
 
@@ -103,6 +106,19 @@ def bundle(directory: Path) -> Path:
 def test_a_bundle_serves_every_verb(action: str, key: str, name: str, tmp_path: Path) -> None:
     found = infer(bundle(tmp_path / "bundle"), action)
     assert found.values[key] == str(tmp_path / "bundle" / name)
+
+
+def test_a_newer_bundle_is_refused(tmp_path: Path) -> None:
+    made = bundle(tmp_path / "bundle") / "bundle.json"
+    made.write_text(made.read_text().replace('"format_version": 1', '"format_version": 2'))
+    assert "format_version 2, read are 1" in refusal(tmp_path / "bundle", "evaluate")
+
+
+def test_an_exported_graph_has_the_iterations_of_its_parent(tmp_path: Path) -> None:
+    run = training_run(tmp_path, ("dn_model_best.pth",))
+    (run / "experiment.yaml").write_text(yaml.safe_dump({"model": {"valid_iters": 4}}))
+    assert infer(run, "export").values["export.valid_iters"] == 4
+    assert "export.valid_iters" not in infer(run, "evaluate").values
 
 
 def test_a_study_stands_for_its_bundle(tmp_path: Path) -> None:
