@@ -58,7 +58,7 @@ class AlgorithmChoice:
         pruner: another pruner than the name's.
         rungs: epochs at which trials are compared; None: R/9, R/3, R of the full run R.
         factor: at a rung one trial in `factor` goes on.
-        min_survivors: at least so many go on, however few have arrived.
+        min_complete: so many trials reach full length, trial 0 included, unless trials fail.
     """
 
     name: str = "auto"
@@ -66,7 +66,7 @@ class AlgorithmChoice:
     pruner: str | None = None
     rungs: tuple[int, ...] | None = None
     factor: int = 3
-    min_survivors: int = 1
+    min_complete: int = 1
 
 
 @dataclass(frozen=True)
@@ -403,9 +403,9 @@ def _check_rules(study: StudySpec, source: str, problems: list[Problem]) -> None
     if study.algorithm.factor < 2:
         got = f"got {study.algorithm.factor}, allowed 2 or more"
         problems.append(Problem(source, "algorithm.factor", got))
-    if study.algorithm.min_survivors < 1:
-        got = f"got {study.algorithm.min_survivors}, allowed 1 or more"
-        problems.append(Problem(source, "algorithm.min_survivors", got))
+    if study.algorithm.min_complete < 1:
+        got = f"got {study.algorithm.min_complete}, allowed 1 or more"
+        problems.append(Problem(source, "algorithm.min_complete", got))
     rungs = study.algorithm.rungs or (1,)
     if list(rungs) != sorted(set(rungs)) or rungs[0] < 1:
         got = f"got {list(rungs)}, allowed rising epochs from 1"

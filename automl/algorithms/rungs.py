@@ -1,9 +1,9 @@
 """Which trials go on: asynchronous successive halving as a function of the log.
 
 At a rung (a number of finished epochs) a trial is compared with every trial that has reached
-this rung before it, and goes on when its rank is within the best 1/factor, but at least within
-the first `min_survivors`. Trial 0, the baseline, always goes on and takes nobody's place. A
-decision depends on the values seen at the same rung only, so a resumed study decides as an
+this rung before it, and goes on when its rank is within the best 1/factor. Trial 0, the baseline,
+always goes on and takes nobody's place. No trial is stopped that is needed for `min_complete`
+trials of full length. A decision depends on the log only, so a resumed study decides as an
 uninterrupted one.
 
 Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020 (ASHA, the
@@ -36,16 +36,21 @@ class Rungs:
         full_epochs: R, where a trial is complete.
         rungs: rising epochs below R; empty: every trial runs to R.
         factor: one trial in `factor` goes on.
-        min_survivors: at least so many go on, besides trial 0.
+        min_complete: so many trials reach R, trial 0 included, unless trials fail.
     """
 
     full_epochs: int
     rungs: tuple[int, ...] = ()
     factor: int = 3
-    min_survivors: int = 1
+    min_complete: int = 1
 
     def decide(
-        self, trial: int, epoch: int, loss: float, earlier: Mapping[int, Sequence[float]]
+        self,
+        trial: int,
+        epoch: int,
+        loss: float,
+        earlier: Mapping[int, Sequence[float]],
+        others: float = math.inf,
     ) -> Decision:
         """Decide after a finished epoch.
 
@@ -54,6 +59,7 @@ class Rungs:
             epoch: finished epochs.
             loss: the objective turned so that smaller is better; not finite counts as worst.
             earlier: rung -> losses of the other trials, without trial 0, that have reached it.
+            others: how many other trials are complete or may still become so.
         """
         if epoch >= self.full_epochs:
             return Decision("complete", self.full_epochs)
@@ -63,14 +69,14 @@ class Rungs:
             return Decision("continue", epoch)
         if not math.isfinite(loss):
             return Decision("stop", epoch)
-        others = earlier.get(epoch, ())
-        rank = 1 + sum(other <= loss for other in others)
-        survivors = self.survivors(len(others) + 1)
-        return Decision("continue" if rank <= survivors else "stop", epoch)
+        before = earlier.get(epoch, ())
+        rank = 1 + sum(other <= loss for other in before)
+        goes_on = rank <= self.survivors(len(before) + 1) or others < self.min_complete
+        return Decision("continue" if goes_on else "stop", epoch)
 
     def survivors(self, arrived: int) -> int:
         """Return the worst rank that goes on after so many arrivals."""
-        return max(self.min_survivors, arrived // self.factor)
+        return max(1, arrived // self.factor)
 
     def expected_epochs(self, trials: int) -> float:
         """Return the epochs of a study whose trials arrive in random order of quality."""
@@ -84,13 +90,24 @@ class Rungs:
     def _expected_survivors(self, arriving: float) -> float:
         whole = max(1, round(arriving))
         chances = [min(1.0, self.survivors(n) / n) for n in range(1, whole + 1)]
-        return arriving * sum(chances) / whole
+        needed = min(arriving, self.min_complete - 1)
+        return max(needed, arriving * sum(chances) / whole)
 
 
 def default_rungs(full_epochs: int) -> tuple[int, ...]:
     """Return R/9 (at least 2 epochs) and R/3, as far as they are below R."""
     rungs = {max(2, full_epochs // 9), full_epochs // 3}
     return tuple(sorted(rung for rung in rungs if 1 < rung < full_epochs))
+
+
+def may_complete(trials: Sequence[TrialRecord], without: int) -> int:
+    """Return how many trials but one are complete or on their way to it."""
+    return sum(
+        trial.state == "complete"
+        or (trial.state == "running" and not (trial.epochs and trial.epochs[-1].decision == "stop"))
+        for trial in trials
+        if trial.id != without
+    )
 
 
 def losses_at(

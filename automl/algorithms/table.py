@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from automl.algorithms.rungs import Decision, Rungs, default_rungs, losses_at
+from automl.algorithms.rungs import Decision, Rungs, default_rungs, losses_at, may_complete
 from automl.algorithms.samplers import (
     MODEL_RETRIES,
     RANDOM_RETRIES,
@@ -86,7 +87,10 @@ class Algorithm:
         sign = 1 if objective.direction == "minimize" else -1
         rungs = self.rungs.rungs
         earlier = losses_at(self.store.trials, rungs, objective.metric, sign, trial)
-        return self.rungs.decide(trial, epoch, objective.loss(value), earlier)
+        planned = self.store.resolved.study.budget.trials
+        to_come = math.inf if planned is None else max(0, planned - len(self.store.trials))
+        others = may_complete(self.store.trials, without=trial) + to_come
+        return self.rungs.decide(trial, epoch, objective.loss(value), earlier, others)
 
     def _propose(self, trials: Sequence[TrialRecord]) -> dict[str, Any] | None:
         return _propose(self.sampler, self.space, self.base_spec, trials)
@@ -154,7 +158,7 @@ def make_rungs(choice: AlgorithmChoice, full_epochs: int) -> Rungs:
         remedy = "Give rungs that fit in the study file, or train longer (train.num_epochs)"
         raise StudySpecError([Problem("study", "algorithm.rungs", got, remedy)])
     below = tuple(rung for rung in named if rung < full_epochs)
-    return Rungs(full_epochs, below, choice.factor, choice.min_survivors)
+    return Rungs(full_epochs, below, choice.factor, choice.min_complete)
 
 
 def startup_trials(budget_trials: int | None) -> int:

@@ -149,10 +149,11 @@ def expected_decision(
         return "complete"
     if epoch not in seen:
         return "continue"
+    if trial == 0:
+        return "continue"
     rank = 1 + sum(other <= value for other in seen[epoch])
     seen[epoch].append(value)
-    survivors = max(1, len(seen[epoch]) // FACTOR)
-    return "continue" if trial == 0 or rank <= survivors else "stop"
+    return "continue" if rank <= max(1, len(seen[epoch]) // FACTOR) else "stop"
 
 
 def outcome(study: Study) -> list[Any]:

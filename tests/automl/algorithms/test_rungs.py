@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from automl.algorithms.rungs import Decision, Rungs, default_rungs, losses_at
+from automl.algorithms.rungs import Decision, Rungs, default_rungs, losses_at, may_complete
 from automl.store import EpochRecord, TrialRecord
 
 losses = st.floats(0.01, 100)
@@ -30,10 +30,36 @@ def test_a_trial_survives_within_the_best_third():
     assert rungs.decide(5, 12, 9.0, {2: seen}) == Decision("complete", 12)
 
 
-def test_at_least_the_named_number_survives():
-    rungs = Rungs(12, (2, 6), min_survivors=3)
-    assert rungs.decide(2, 2, 9.0, {2: [1.0, 2.0]}).action == "continue"
-    assert rungs.decide(3, 2, 9.0, {2: [1.0, 2.0, 3.0]}).action == "stop"
+def test_a_trial_that_is_needed_for_enough_complete_ones_is_not_stopped():
+    rungs = Rungs(12, (2, 6), min_complete=3)
+    assert rungs.decide(5, 2, 9.0, {2: [1.0]}, others=2).action == "continue"
+    assert rungs.decide(5, 2, 9.0, {2: [1.0]}, others=3).action == "stop"
+    assert rungs.decide(5, 2, 9.0, {2: [1.0]}).action == "stop"  # a study without end
+
+
+@given(
+    values=st.lists(st.tuples(losses, losses), min_size=3, max_size=9),
+    least=st.integers(1, 4),
+)
+def test_enough_trials_become_complete(values, least):
+    """One after another, whatever their values."""
+    rungs = Rungs(12, (2, 6), min_complete=least)
+    trials = [TrialRecord(number, {}, 0, 0.0, state="waiting") for number in range(len(values))]
+    for trial, at in zip(trials, values, strict=True):
+        trial.state = "running"
+        for epoch, value in zip((2, 6), at, strict=True):
+            seen = losses_at(trials, (2, 6), "m", 1, trial.id)
+            others = may_complete(trials, trial.id) + len(trials) - trial.id - 1
+            decision = rungs.decide(trial.id, epoch, value, seen, others)
+            record = EpochRecord(epoch, {"m": value}, 1.0, None, decision.action, epoch)
+            trial.epochs.append(record)
+            if decision.action == "stop":
+                trial.state = "stopped"
+                break
+        else:
+            trial.state = "complete"
+    complete = sum(trial.state == "complete" for trial in trials)
+    assert complete >= min(least, len(trials))
 
 
 @given(seen=st.lists(losses, max_size=8), loss=losses | st.just(math.nan))
@@ -51,7 +77,7 @@ def test_the_baseline_takes_nobodys_place():
 
 
 def test_a_value_that_is_no_number_does_not_survive():
-    assert Rungs(12, (2,), min_survivors=9).decide(1, 2, math.nan, {}).action == "stop"
+    assert Rungs(12, (2,), min_complete=9).decide(1, 2, math.nan, {}, 0).action == "stop"
 
 
 @given(

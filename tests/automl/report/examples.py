@@ -19,7 +19,7 @@ from tests.automl.studies import resolved
 
 def new(directory: Path, **keys: Any) -> Study:
     """A study without trials."""
-    keys = {"algorithm": {"rungs": [2, 5], "min_survivors": 3}, "runner": "local", **keys}
+    keys = {"algorithm": {"rungs": [2, 5], "min_complete": 4}, "runner": "local", **keys}
     return open_study(resolved(directory, **keys), directory / "study")
 
 
