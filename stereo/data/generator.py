@@ -91,9 +91,9 @@ class EmbeddedLayout:
     train_size: tuple[int, int] = (128, 192)  # H, W px
     train_seed: int = 1
     val_pairs: int = 16
-    val_size: tuple[int, int] = (64, 160)
+    val_size: tuple[int, int] = (96, 128)
     val_seed: int = 2
-    max_disparity: float = 40.0  # a quarter of the smaller width
+    max_disparity: float = 32.0  # a quarter of the smaller width
 
 
 EMBEDDED = EmbeddedLayout()
