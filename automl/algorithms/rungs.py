@@ -1,10 +1,11 @@
 """Which trials go on: asynchronous successive halving as a function of the log.
 
 At a rung (a number of finished epochs) a trial is compared with every trial that has reached
-this rung before it, and goes on when its rank is within the best 1/factor. Trial 0, the baseline,
-always goes on and takes nobody's place. No trial is stopped that is needed for `min_complete`
-trials of full length. A decision depends on the log only, so a resumed study decides as an
-uninterrupted one.
+this rung before it, and goes on when its rank is within the best 1/factor. The first arrivals have
+little to be compared with: until `factor` trials have reached the rung, the comparison is repeated
+after each of their epochs. Trial 0, the baseline, always goes on, and no trial is stopped that is
+needed for `min_complete` trials of full length. A decision depends on the log only, so a resumed
+study decides as an uninterrupted one.
 
 Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020 (ASHA, the
 stopping variant). First rung at R/9: a rung after one epoch stops good trials whose curves start
@@ -48,8 +49,8 @@ class Rungs:
         self,
         trial: int,
         epoch: int,
-        loss: float,
-        earlier: Mapping[int, Sequence[float]],
+        own: Mapping[int, float],
+        reached: Mapping[int, Sequence[float]],
         others: float = math.inf,
     ) -> Decision:
         """Decide after a finished epoch.
@@ -57,22 +58,26 @@ class Rungs:
         Args:
             trial: its number; 0 is never stopped.
             epoch: finished epochs.
-            loss: the objective turned so that smaller is better; not finite counts as worst.
-            earlier: rung -> losses of the other trials, without trial 0, that have reached it.
+            own: rung -> the trial's loss there (the objective turned so that smaller is better),
+                up to this epoch; one that is not finite counts as worst.
+            reached: rung -> losses of the other trials that have reached it.
             others: how many other trials are complete or may still become so.
         """
         if epoch >= self.full_epochs:
             return Decision("complete", self.full_epochs)
-        if epoch not in self.rungs:
+        rung = max((rung for rung in self.rungs if rung <= epoch), default=None)
+        if rung is None:
             return Decision("continue", None)
-        if trial == 0:
-            return Decision("continue", epoch)
-        if not math.isfinite(loss):
-            return Decision("stop", epoch)
-        before = earlier.get(epoch, ())
-        rank = 1 + sum(other <= loss for other in before)
-        goes_on = rank <= self.survivors(len(before) + 1) or others < self.min_complete
-        return Decision("continue" if goes_on else "stop", epoch)
+        seen = reached.get(rung, ())
+        arrived = len(seen) + 1
+        on = Decision("continue", rung if rung == epoch else None)
+        if trial == 0 or (rung != epoch and arrived > self.factor):
+            return on
+        if not math.isfinite(own[rung]):
+            return Decision("stop", rung)
+        rank = 1 + sum(other <= own[rung] for other in seen)
+        goes_on = rank <= self.survivors(arrived) or others < self.min_complete
+        return on if goes_on else Decision("stop", rung)
 
     def survivors(self, arrived: int) -> int:
         """Return the worst rank that goes on after so many arrivals."""
@@ -113,12 +118,12 @@ def may_complete(trials: Sequence[TrialRecord], without: int) -> int:
 def losses_at(
     trials: Sequence[TrialRecord], rungs: Sequence[int], metric: str, sign: int, without: int
 ) -> dict[int, list[float]]:
-    """Return rung -> losses of every trial but one and trial 0, as far as they have reached it."""
+    """Return rung -> losses of every trial but one, as far as they have reached it."""
     return {
         rung: [
             sign * value
             for trial in trials
-            if trial.id not in (0, without) and (value := trial.value_at(rung, metric)) is not None
+            if trial.id != without and (value := trial.value_at(rung, metric)) is not None
         ]
         for rung in rungs
     }

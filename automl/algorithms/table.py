@@ -86,11 +86,14 @@ class Algorithm:
         objective = self.store.objective
         sign = 1 if objective.direction == "minimize" else -1
         rungs = self.rungs.rungs
-        earlier = losses_at(self.store.trials, rungs, objective.metric, sign, trial)
+        reached = losses_at(self.store.trials, rungs, objective.metric, sign, without=trial)
+        values = {rung: self.store.trials[trial].value_at(rung, objective.metric) for rung in rungs}
+        own = {rung: sign * at for rung, at in values.items() if at is not None}
+        own[epoch] = objective.loss(value)
         planned = self.store.resolved.study.budget.trials
         to_come = math.inf if planned is None else max(0, planned - len(self.store.trials))
         others = may_complete(self.store.trials, without=trial) + to_come
-        return self.rungs.decide(trial, epoch, objective.loss(value), earlier, others)
+        return self.rungs.decide(trial, epoch, own, reached, others)
 
     def _propose(self, trials: Sequence[TrialRecord]) -> dict[str, Any] | None:
         return _propose(self.sampler, self.space, self.base_spec, trials)

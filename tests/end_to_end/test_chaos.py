@@ -126,7 +126,7 @@ def check_log(
     """Epochs are consecutive without doubles, attempts continue, stops follow from the log."""
     finished: dict[int, int] = {}
     decided: dict[int, str] = {}
-    seen: dict[int, list[float]] = {rung: [] for rung in rungs}
+    seen: dict[int, dict[int, float]] = {rung: {} for rung in rungs}
     for event in events:
         trial = event.get("trial")
         if event["kind"] == "trial_started":
@@ -143,17 +143,20 @@ def check_log(
 
 
 def expected_decision(
-    trial: int, epoch: int, value: float, seen: dict[int, list[float]], epochs: int
+    trial: int, epoch: int, value: float, seen: dict[int, dict[int, float]], epochs: int
 ) -> str:
+    """The rule in other words: values at the rungs by trial, as the log has them so far."""
     if epoch == epochs:
         return "complete"
-    if epoch not in seen:
+    rung = max((rung for rung in seen if rung <= epoch), default=None)
+    if rung is None:
         return "continue"
-    if trial == 0:
-        return "continue"
-    rank = 1 + sum(other <= value for other in seen[epoch])
-    seen[epoch].append(value)
-    return "continue" if rank <= max(1, len(seen[epoch]) // FACTOR) else "stop"
+    if epoch == rung:
+        seen[rung][trial] = value
+    arrived = len(seen[rung])
+    is_compared = trial != 0 and (epoch == rung or arrived <= FACTOR)
+    better = sum(at <= seen[rung][trial] for other, at in seen[rung].items() if other != trial)
+    return "stop" if is_compared and better >= max(1, arrived // FACTOR) else "continue"
 
 
 def outcome(study: Study) -> list[Any]:
