@@ -116,7 +116,7 @@ class Kit:
             files.write(checkpoint, {"state_dict": {f"model.{k}": v for k, v in state.items()}})
             load_into(network, checkpoint, rename=self.entry.load_release)
         assert isinstance(network, FastFoundationStereo)
-        return network
+        return network.eval()
 
     def _image(self, key: str) -> Tensor:
         """Return a stored uint8 (B, H, W, 3) image normalised, (B, 3, H, W)."""
@@ -125,7 +125,6 @@ class Kit:
 
     def inference_checks(self) -> Iterator[Check]:
         """Compare every stage, the initial disparity and the final disparities."""
-        self.network.eval()
         captured = self._captured_stages()
         for stage in self.values["stage_order"]:
             if str(stage) in captured:

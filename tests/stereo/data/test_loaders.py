@@ -18,7 +18,9 @@ from stereo.spec.data import DatasetSpec, DataSource, SplitSpec, StereoAugmentSp
 from stereo.spec.experiment import ExperimentSpec
 from stereo.spec.networks import FastFoundationStereoSpec
 
-LAYOUT = EmbeddedLayout(train_pairs=7, train_size=(96, 128), val_pairs=3, val_size=(64, 96))
+LAYOUT = EmbeddedLayout(
+    train_pairs=7, train_size=(96, 128), val_pairs=3, val_size=(64, 96), max_disparity=64.0
+)
 Batch = dict[str, object]
 
 
