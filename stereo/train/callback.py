@@ -7,6 +7,7 @@ returned, so that the last epoch the study has logged can always be resumed.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import math
@@ -298,6 +299,8 @@ def peak_memory_mb() -> float:
 def reset_peak_memory() -> None:
     """Start a new measurement, without what an earlier run of this process left behind."""
     gc.collect()  # trainer and module refer to each other
+    with suppress(OSError, AttributeError):  # glibc keeps what an ended thread has freed
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
