@@ -23,19 +23,18 @@ class Padding(NamedTuple):
     bottom: int
 
 
+def centred_padding(vertical: int, horizontal: int) -> Padding:
+    """So many rows and columns in all, split evenly; the odd one goes to the bottom and right."""
+    left, top = horizontal // 2, vertical // 2
+    return Padding(left=left, right=horizontal - left, top=top, bottom=vertical - top)
+
+
 def pad_to_multiple(image: Tensor, stride: int) -> tuple[Tensor, Padding]:
     """Repeat the border of `image` (B, C, H, W) until H and W are multiples of `stride`.
 
     Left and right images of one size get the same padding, so disparities stay as they are.
     """
-    vertical = -image.shape[-2] % stride
-    horizontal = -image.shape[-1] % stride
-    padding = Padding(
-        left=horizontal // 2,
-        right=horizontal - horizontal // 2,
-        top=vertical // 2,
-        bottom=vertical - vertical // 2,
-    )
+    padding = centred_padding(-image.shape[-2] % stride, -image.shape[-1] % stride)
     if not any(padding):
         return image, padding
     return F.pad(image, padding, mode="replicate"), padding

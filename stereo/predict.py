@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from stereo import engines
 from stereo.engines import base
 from stereo.errors import EngineError, SpecError, SpecProblem
-from stereo.geometry import Padding, crop
+from stereo.geometry import Padding, centred_padding, crop
 from stereo.registry import entry_for, load_weights
 
 if TYPE_CHECKING:
@@ -96,8 +96,7 @@ class Predictor:
             problem = f"the image is {native[0]}x{native[1]}, the network takes {size[0]}x{size[1]}"
             remedy = "Set native_padded=false to resize, or export a larger graph"
             raise SpecError([SpecProblem(str(self.source), "native_padded", problem, remedy)])
-        left, top = horizontal // 2, vertical // 2
-        return Padding(left=left, right=horizontal - left, top=top, bottom=vertical - top)
+        return centred_padding(vertical, horizontal)
 
 
 def _resize(image: Tensor, size: Size) -> Tensor:
