@@ -161,7 +161,6 @@ def augment(
         left=left,
         right=right,
         disparity=disparity,
-        valid=np.isfinite(disparity),
         right_disparity=None,
     )
 

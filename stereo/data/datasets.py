@@ -41,21 +41,26 @@ class StereoSample:
         left: uint8 (H, W, 3) RGB.
         right: uint8 (H, W, 3) RGB.
         disparity: float32 (H, W) px of the left view, +inf where unknown.
-        valid: bool (H, W), True where the ground truth is known (and the mask says visible).
         has_gt: False when the sample came without ground truth.
         name: left image, relative to the annotation file where possible.
         row: where the sample came from.
         right_disparity: float32 (H, W) px of the right view, +inf where unknown, if it is known.
+        is_sparse: the ground truth is scattered points (laser), not a dense map.
     """
 
     left: Image
     right: Image
     disparity: FloatMap
-    valid: BoolMap
     has_gt: bool
     name: str
     row: Row
     right_disparity: FloatMap | None = None
+    is_sparse: bool = False
+
+    @property
+    def valid(self) -> BoolMap:
+        """Bool (H, W), True where the ground truth is known (and the mask says visible)."""
+        return np.isfinite(self.disparity)
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,6 @@ class Format:
             left=left,
             right=right,
             disparity=disparity,
-            valid=np.isfinite(disparity),
             has_gt=row.disparity is not None,
             name=_name(row),
             row=row,

@@ -246,7 +246,7 @@ class _Samples:
         if sample is None:
             entry = self.entries[index]
             sample = entry.form.read(entry.row)
-            arrays = (sample.left, sample.right, sample.disparity, sample.valid)
+            arrays = (sample.left, sample.right, sample.disparity)
             size = sum(array.nbytes for array in arrays)
             if size <= self._room:
                 self._room -= size
@@ -307,7 +307,7 @@ class _Tensors:
         self._limit = limit
 
     def __call__(self, sample: StereoSample, index: int) -> Batch:
-        valid = sample.valid & (sample.disparity < self._limit)
+        valid = sample.disparity < self._limit
         return {
             "left": self._normalised(sample.left),
             "right": self._normalised(sample.right),

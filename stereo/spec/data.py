@@ -11,7 +11,9 @@ from typing import Literal, get_args
 
 from stereo.spec.fields import MISSING, spec_field
 
-StereoDatasetName = Literal["GenericDataset", "Middlebury"]
+StereoDatasetName = Literal[
+    "Crestereo", "Eth3d", "FSD", "GenericDataset", "IsaacRealDataset", "Kitti", "Middlebury"
+]
 STEREO_DATASETS: tuple[str, ...] = get_args(StereoDatasetName)
 """Dataset classes that `data_sources` may name; upper and lower case do not matter."""
 
@@ -157,6 +159,10 @@ class StereoAugmentSpec:
         high=1.0,
         automl_enabled=True,
     )
+    blur_scale: bool = spec_field(
+        False,
+        "Scale as the reference does (blur without change of geometry), for comparison",
+    )
 
 
 @dataclass
@@ -209,6 +215,16 @@ class DatasetSpec:
         "Difference of the principal points x_right - x_left, added to disparity before depth is"
         " computed",
         unit="px",
+    )
+    cache: Literal["auto", "on", "off"] = spec_field(
+        "auto",
+        "Decoded cache: auto uses it where the disk has room, on refuses to start without",
+    )
+    cache_dir: str | None = spec_field(
+        None, "Folder of the decoded cache; null = the user's cache directory"
+    )
+    cache_size: float = spec_field(
+        8.0, "Byte budget of the decoded cache", unit="GiB", low=0.1, high=inf
     )
     train_dataset: SplitSpec = spec_field(SplitSpec, "Data used to fit weights")
     val_dataset: SplitSpec = spec_field(SplitSpec, "Data scored during training", searched=False)

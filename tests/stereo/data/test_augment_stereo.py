@@ -295,7 +295,7 @@ def test_crop_with_enough_truth_is_preferred(clean_sample: Build) -> None:
     sample = clean_sample(0, width=480, whole=True)
     disparity = np.full_like(sample.disparity, np.inf)
     disparity[:, 320:] = 5.0
-    sample = replace(sample, disparity=disparity, valid=np.isfinite(disparity))
+    sample = replace(sample, disparity=disparity)
 
     def shares(ratio: float, **changes: object) -> np.ndarray:
         chosen = spec(crop_min_valid_disp_ratio=ratio, **changes)
