@@ -37,9 +37,7 @@ def clean_sample() -> Callable[..., StereoSample]:
         known = np.ones_like(pair.occluded) if whole else _interior(pair)
         disparity = np.where(known, pair.disparity, np.float32(np.inf))
         row = Row(Path("im0.png"), Path("im1.png"), None, None, Path("train.txt"), 1)
-        return StereoSample(
-            pair.left, pair.right, disparity, np.isfinite(disparity), True, "im0.png", row
-        )
+        return StereoSample(pair.left, pair.right, disparity, True, "im0.png", row)
 
     return build
 
