@@ -1,7 +1,8 @@
 """Hyperparameters of the networks (section `model`), one dataclass per network.
 
 Widths are channels. Defaults of FastFoundationStereo are the released bp2 values, so leaving a
-field out builds the network that the bp2 weights fit. Structure rules are rows of `rules.py`.
+field out builds the network that the bp2 weights fit; those of FoundationStereo fit its small
+released weights. Structure rules are rows of `rules.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from stereo.spec.fields import spec_field
 ModelType = Literal[
     "FoundationStereo", "FastFoundationStereo", "MetricDepthAnything", "RelativeDepthAnything"
 ]
+
+MonoEncoder = Literal["vits", "vitb", "vitl", "vitg"]
 
 
 @dataclass
@@ -29,6 +32,97 @@ class StereoBackboneSpec:
     use_bn: bool = spec_field(False, "Batch normalisation inside the DPT head", shapes_weights=True)
     use_clstoken: bool = spec_field(
         False, "Feed the class token to the DPT head", shapes_weights=True
+    )
+
+
+@dataclass
+class FoundationStereoSpec:
+    """Hyperparameters of FoundationStereo (`model`)."""
+
+    model_type: ModelType = spec_field("FoundationStereo", "Which of the four networks to build")
+    encoder: Literal["vits", "vitb", "vitl"] = spec_field(
+        "vits",
+        "ViT size; also sets feature widths of the stereo networks",
+        automl_enabled=None,
+        shapes_weights=True,
+    )
+    variant: Literal["tao", "public", "auto"] = spec_field(
+        "tao",
+        "Which FoundationStereo: tao, public, or auto (follow the checkpoint; tao without one)",
+        shapes_weights=True,
+    )
+    attention_layout: Literal["auto", "rows", "groups", "mha"] = spec_field(
+        "auto", "Arrangement of the heads in the disparity transformer"
+    )
+    stereo_backbone: StereoBackboneSpec = spec_field(StereoBackboneSpec, "Stereo backbone options")
+    hidden_dims: list[int] = spec_field(
+        [128, 128, 128], "GRU hidden widths, one per level", item_low=1, shapes_weights=True
+    )
+    n_gru_layers: int = spec_field(
+        3, "Number of GRU levels", low=1, high=3, automl_enabled=None, shapes_weights=True
+    )
+    n_downsample: int = spec_field(2, "Disparity is refined at 1/2^n resolution", low=2, high=2)
+    corr_radius: int = spec_field(
+        4,
+        "Lookup radius r: 2r+1 samples per pyramid level",
+        low=2,
+        high=8,
+        automl_enabled=True,
+        shapes_weights=True,
+    )
+    corr_levels: int = spec_field(
+        2,
+        "Levels of the correlation pyramid",
+        low=1,
+        high=2,
+        automl_enabled=None,
+        shapes_weights=True,
+    )
+    cv_group: int = spec_field(
+        8,
+        "Groups of the group-wise correlation volume; must divide the 1/4-scale feature width",
+        low=4,
+        high=16,
+        options=(4, 8, 16),
+        automl_enabled=True,
+        search_default=False,
+        shapes_weights=True,
+    )
+    volume_dim: int = spec_field(
+        28,
+        "Channels of the filtered cost volume",
+        low=16,
+        high=64,
+        math_cond="/ 4",
+        automl_enabled=True,
+        search_default=False,
+        shapes_weights=True,
+    )
+    max_disparity: int = spec_field(
+        416,
+        "Number of disparity hypotheses at full resolution; must be a multiple of 32",
+        unit="px",
+        low=32,
+        high=832,
+    )
+    train_iters: int = spec_field(
+        22,
+        "GRU updates per training forward pass",
+        unit="GRU updates",
+        low=1,
+        high=64,
+        search_range=(4, 32),
+        search_range_cpu=(2, 8),
+        automl_enabled=True,
+    )
+    valid_iters: int = spec_field(
+        22, "GRU updates per evaluation forward pass", unit="GRU updates", low=1, high=64
+    )
+    low_memory: int = spec_field(
+        0, "Memory-saving level of the cost-volume lookup, 0 = off", low=0, high=4
+    )
+    mixed_precision: bool = spec_field(
+        False, "Run the forward pass under autocast", automl_enabled=None
     )
 
 
@@ -213,3 +307,38 @@ class FastFoundationStereoSpec:
     cost_agg_conv_patch_padding: list[int] | None = spec_field(
         [0, 0, 0], "Padding of the patch convolution of the hourglass", length=3, item_low=0
     )
+
+
+@dataclass
+class MonoBackboneSpec:
+    """Image encoder (`model.mono_backbone`)."""
+
+    pretrained_path: str | None = spec_field(
+        None,
+        "Backbone-only weights for the monocular networks (DINOv2, or a relative checkpoint for "
+        "metric fine-tuning)",
+    )
+    use_bn: bool = spec_field(False, "Batch normalisation inside the DPT head", shapes_weights=True)
+    use_clstoken: bool = spec_field(
+        False, "Feed the class token to the DPT head", shapes_weights=True
+    )
+
+
+@dataclass
+class MetricDepthSpec:
+    """Hyperparameters of MetricDepthAnything (`model`)."""
+
+    model_type: ModelType = spec_field("MetricDepthAnything", "Which of the four networks to build")
+    encoder: MonoEncoder = spec_field("vitl", "ViT size", automl_enabled=None, shapes_weights=True)
+    mono_backbone: MonoBackboneSpec = spec_field(MonoBackboneSpec, "Monocular backbone options")
+
+
+@dataclass
+class RelativeDepthSpec:
+    """Hyperparameters of RelativeDepthAnything (`model`)."""
+
+    model_type: ModelType = spec_field(
+        "RelativeDepthAnything", "Which of the four networks to build"
+    )
+    encoder: MonoEncoder = spec_field("vitl", "ViT size", automl_enabled=None, shapes_weights=True)
+    mono_backbone: MonoBackboneSpec = spec_field(MonoBackboneSpec, "Monocular backbone options")
