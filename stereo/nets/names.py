@@ -1,8 +1,8 @@
 """Released tensor names -> ours, as tables.
 
-The public FastFoundationStereo file is a pickled module whose parts carry other names than our
-state dicts; the tensors are the same. Names that are ours already pass unchanged, so the rules can
-always be applied.
+The public stereo files carry other names than our state dicts; the tensors are the same. Public
+monocular files differ in the name of the head. Names that are ours already pass unchanged, so the
+rules can always be applied.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ EDGENEXT_PARTS = (
     (".mlp.fc1.", ".pwconv1."),
     (".mlp.fc2.", ".pwconv2."),
 )
+MONO_HEAD = re.compile(r"^(metric_)?depth_head\.")
 NORM = re.compile(r"^(?P<block>.*)\.(bn|IN)\.(?P<leaf>\w+)$")
 
 
@@ -54,3 +55,18 @@ def _rename(name: str) -> str:
         for theirs, ours in EDGENEXT_PARTS:
             name = name.replace(theirs, ours)
     return name
+
+
+def rename_metric_depth(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return `state` under the names of `MetricDepthAnything`."""
+    return _with_head(state, "metric_depth_head.")
+
+
+def rename_relative_depth(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return `state` under the names of `RelativeDepthAnything`."""
+    return _with_head(state, "depth_head.")
+
+
+def _with_head(state: dict[str, Tensor], head: str) -> dict[str, Tensor]:
+    """Give the tensors of the head, whatever they are called, the prefix `head`."""
+    return {MONO_HEAD.sub(head, name): value for name, value in state.items()}

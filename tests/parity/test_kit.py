@@ -15,7 +15,8 @@ from stereo.losses import sequence_loss
 from stereo.nets.fast_foundation_stereo import FastFoundationStereo
 from stereo.spec.networks import FastFoundationStereoSpec
 from tests.golden.fill import checksum, fill_state_dict
-from tests.parity.kit import MEAN, STD, capture_stages, main
+from tests.parity.kit import main
+from tests.parity.stereo_kit import MEAN, STD, capture_stages
 
 SPEC = FastFoundationStereoSpec(
     encoder="vits",

@@ -10,7 +10,8 @@ from torch import nn
 from stereo.nets.blocks import ConvBlock
 from stereo.nets.fast_foundation_stereo import FastFoundationStereo
 from stereo.spec.networks import FastFoundationStereoSpec
-from tests.parity.kit import Kit
+from tests.parity.kit import open_kit
+from tests.parity.stereo_kit import StereoKit
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 
@@ -24,24 +25,26 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def kit() -> Kit:
-    return Kit(GOLDEN / "ffs_bp2")
+def kit() -> StereoKit:
+    kit = open_kit(GOLDEN / "ffs_bp2")
+    assert isinstance(kit, StereoKit)
+    return kit
 
 
-def test_every_stage_and_disparity_equals_the_reference(kit: Kit) -> None:
+def test_every_stage_and_disparity_equals_the_reference(kit: StereoKit) -> None:
     checks = list(kit.inference_checks())
 
     assert [str(check) for check in checks if not check.ok] == []
     assert len(checks) > 130
 
 
-def test_only_fused_stages_are_not_compared(kit: Kit) -> None:
+def test_only_fused_stages_are_not_compared(kit: StereoKit) -> None:
     fused = {"convc1", "conv0", "mask"}
 
     assert {stage.partition("#")[0].rpartition(".")[2] for stage in kit.skipped_stages()} <= fused
 
 
-def test_losses_gradients_and_batch_statistics_equal_the_reference(kit: Kit) -> None:
+def test_losses_gradients_and_batch_statistics_equal_the_reference(kit: StereoKit) -> None:
     checks = list(kit.training_checks())
 
     assert [str(check) for check in checks if not check.ok] == []

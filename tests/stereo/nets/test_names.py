@@ -5,7 +5,11 @@ from pathlib import Path
 
 import torch
 
-from stereo.nets.names import rename_fast_foundation_stereo
+from stereo.nets.names import (
+    rename_fast_foundation_stereo,
+    rename_metric_depth,
+    rename_relative_depth,
+)
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 
@@ -30,3 +34,13 @@ def test_our_names_stay() -> None:
     ours = {name: torch.zeros(()) for name in our_names()}
 
     assert rename_fast_foundation_stereo(ours) == ours
+
+
+def test_the_head_of_a_monocular_file_gets_the_name_of_the_network() -> None:
+    tensor = torch.zeros(())
+    public = {"depth_head.projects.0.weight": tensor, "pretrained.norm.bias": tensor}
+    metric = {"metric_depth_head.projects.0.weight": tensor, "pretrained.norm.bias": tensor}
+
+    for state in (public, metric):
+        assert rename_relative_depth(state) == public
+        assert rename_metric_depth(state) == metric
