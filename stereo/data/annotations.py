@@ -112,7 +112,7 @@ def _parse_line(
         return None, [f"{len(fields)} column(s), {form.name} takes {allowed}"]
     paths: list[Path] = []
     reasons: list[str] = []
-    allowed_suffixes = (IMAGE_SUFFIXES, IMAGE_SUFFIXES, frozenset(form.disparity), IMAGE_SUFFIXES)
+    allowed_suffixes = (IMAGE_SUFFIXES, IMAGE_SUFFIXES, frozenset(form.truth), IMAGE_SUFFIXES)
     for field, suffixes in zip(fields, allowed_suffixes, strict=False):
         path, reason = _resolve(field, source, suffixes, form)
         paths.append(path)

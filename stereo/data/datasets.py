@@ -1,29 +1,58 @@
-"""Dataset classes: one table row per class, over the readers of `encodings`.
+"""Dataset classes of both families: one table row per class, over the encodings.
 
-| class | columns | disparity file |
+| stereo class | columns | disparity file |
 |---|---|---|
+| FSD, IsaacRealDataset | 3 | PFM or FSD RGB PNG |
+| Crestereo | 3 | PNG uint16 / 32 |
+| Kitti | 3 | PNG uint16 / 256, sparse |
+| Middlebury, Eth3d | 3, 4 | PFM or FSD RGB PNG |
 | GenericDataset | 2, 3, 4 | PFM or FSD RGB PNG; two columns: no ground truth |
-| Middlebury | 3, 4 | the same |
 
-A fourth column is a mask image; only its value 255 (visible in both views) counts, all else is
-unknown. The table of design page data.md, section 4, is the source.
+| mono class | target file | value |
+|---|---|---|
+| RelativeMonoDataset | PFM, PNG raw value | disparity of any scale |
+| FSD | FSD RGB PNG | disparity px |
+| Crestereo | PNG uint16 / 32 | disparity px |
+| Middlebury | PFM, PNG uint8 | disparity px |
+| IssacStereo | PFM | disparity |
+| NvCLIP | PFM, rows top-down | pseudo-disparity |
+| ThreeDVLM | NPY | 1 / (1000 v) |
+| NYUDV2Relative | PNG uint16 mm | 1 / depth where 0.001 < depth < 10 m; Eigen crop |
+| NYUDV2 | PNG uint16 mm | depth m; Eigen crop |
+| MetricMonoDataset | PFM m, PNG raw value in m | depth m |
+
+A mono class takes lines `image [target]` and stereo lines `image right target [mask]`, whose right
+image it ignores. A mask image counts where it is 255 (visible in both views); all else is unknown.
+A disparity target counts below 1000; the limits of depth are the spec's, applied by the loader.
+
+Source: design page data.md, sections 4 and 5.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias, overload
 
 import numpy as np
 
 from stereo.data.encodings import (
-    PFM_OR_FSD_PNG,
+    CRESTEREO_PNG,
+    FSD_PNG,
+    KITTI_PNG,
+    MIDDLEBURY_PNG,
+    NYU_PNG,
+    PFM,
+    PFM_TOP_DOWN,
+    RAW_PNG,
+    THREE_DVLM_NPY,
     BoolMap,
     FloatMap,
     Image,
+    MapEncoding,
+    PngContentError,
+    PngEncoding,
     read_image,
     read_mask,
 )
@@ -31,6 +60,20 @@ from stereo.errors import DataError
 
 if TYPE_CHECKING:
     from stereo.data.annotations import Row
+    from stereo.data.remote import Location
+
+Family: TypeAlias = Literal["stereo", "mono"]
+EvalCrop: TypeAlias = Literal["nyu_eigen", "kitti_eigen", "kitti_garg"]
+
+_RELATIVE_LIMIT = 1000.0  # of a disparity target, exclusive
+_NYU_RELATIVE_RANGE = (0.001, 10.0)  # m, exclusive
+_NYU_SIZE = (480, 640)
+_NYU_CROP = (slice(45, 471), slice(41, 601))
+# First row, end row, first column, end column, as shares of the height and width.
+_KITTI_CROPS = {
+    "kitti_garg": (0.40810811, 0.99189189, 0.03594771, 0.96405229),
+    "kitti_eigen": (0.3324324, 0.91351351, 0.03594771, 0.96405229),
+}
 
 
 @dataclass(frozen=True)
@@ -64,18 +107,46 @@ class StereoSample:
 
 
 @dataclass(frozen=True)
-class Format:
-    """What a dataset class accepts and how it is read.
+class MonoSample:
+    """A decoded image with its target.
+
+    Attributes:
+        image: uint8 (H, W, 3) RGB.
+        target: float32 (H, W), +inf where invalid: disparity of any scale, or depth in m.
+        has_gt: False when the sample came without ground truth.
+        name: the image, relative to the annotation file where possible.
+        row: where the sample came from.
+    """
+
+    image: Image
+    target: FloatMap
+    has_gt: bool
+    name: str
+    row: Row
+
+    @property
+    def valid(self) -> BoolMap:
+        """Bool (H, W), True where the ground truth is known (and the mask says visible)."""
+        return np.isfinite(self.target)
+
+
+@dataclass(frozen=True)
+class StereoFormat:
+    """What a stereo class accepts and how it is read.
 
     Attributes:
         name: public class name.
         columns: column counts a line may have.
-        disparity: reader in px by file suffix (lower case, with the dot).
+        truth: encoding of the disparity, px, by file suffix (lower case, with the dot).
+        is_sparse: the disparity is scattered points.
     """
+
+    family: ClassVar[Family] = "stereo"
 
     name: str
     columns: tuple[int, ...]
-    disparity: Mapping[str, Callable[[Path], FloatMap]]
+    truth: Mapping[str, MapEncoding]
+    is_sparse: bool = False
 
     def read(self, row: Row) -> StereoSample:
         """Read all files of a row.
@@ -83,10 +154,11 @@ class Format:
         Raises:
             DataError: a file cannot be read or the sizes differ; names annotation, line and path.
         """
+        assert row.right is not None  # the parser gives a stereo row two images
         try:
             left, right = read_image(row.left), read_image(row.right)
             _require_size(row.right, right.shape[:2], left.shape[:2])
-            disparity = self._read_disparity(row, left.shape[:2])
+            disparity = _read_truth(self, row, left.shape[:2])
         except DataError as error:
             raise DataError(f"{row.where}: {error}") from error
         return StereoSample(
@@ -94,56 +166,176 @@ class Format:
             right=right,
             disparity=disparity,
             has_gt=row.disparity is not None,
-            name=_name(row),
+            name=sample_name(row),
+            row=row,
+            is_sparse=self.is_sparse,
+        )
+
+
+@dataclass(frozen=True)
+class MonoFormat:
+    """What a mono class accepts and how it is read.
+
+    Attributes:
+        name: public class name.
+        truth: encoding of the target by file suffix (lower case, with the dot).
+        quantity: what the target is: disparity of any scale, or depth in m.
+        eval_crop: the part of the target that counts in validation and evaluation.
+        inverts_depth: the files hold depth in m, of which the target is the reciprocal.
+    """
+
+    family: ClassVar[Family] = "mono"
+    columns: ClassVar[tuple[int, ...]] = (1, 2, 3, 4)
+
+    name: str
+    truth: Mapping[str, MapEncoding]
+    quantity: Literal["disparity", "depth"] = "disparity"
+    eval_crop: EvalCrop | None = None
+    inverts_depth: bool = False
+
+    def read(self, row: Row) -> MonoSample:
+        """Read all files of a row; the right image of a stereo line is ignored.
+
+        Raises:
+            DataError: a file cannot be read or the sizes differ; names annotation, line and path.
+        """
+        try:
+            image = read_image(row.left)
+            target = self._target(_read_truth(self, row, image.shape[:2]))
+        except DataError as error:
+            raise DataError(f"{row.where}: {error}") from error
+        return MonoSample(
+            image=image,
+            target=target,
+            has_gt=row.disparity is not None,
+            name=sample_name(row),
             row=row,
         )
 
-    def _read_disparity(self, row: Row, size: tuple[int, int]) -> FloatMap:
-        """Disparity (H, W) in px, +inf where unknown or masked out."""
-        if row.disparity is None:
-            return np.full(size, np.inf, np.float32)
-        disparity = self.disparity[row.disparity.suffix.lower()](row.disparity)
-        _require_size(row.disparity, disparity.shape, size)
-        if row.occlusion is None:
-            return disparity
-        visible = read_mask(row.occlusion)
-        _require_size(row.occlusion, visible.shape, size)
-        return np.where(visible, disparity, np.float32(np.inf))
+    def _target(self, values: FloatMap) -> FloatMap:
+        """The target (H, W) of the decoded values, +inf outside the fixed limits of the class."""
+        unknown = np.float32(np.inf)
+        if self.inverts_depth:
+            nearest, farthest = _NYU_RELATIVE_RANGE
+            values = np.where((values > nearest) & (values < farthest), 1 / values, unknown)
+        if self.quantity == "depth":
+            return values
+        return np.where(values < _RELATIVE_LIMIT, values, unknown)
 
 
-DATASETS: dict[str, Format] = {
+Format: TypeAlias = StereoFormat | MonoFormat
+
+_PFM_OR_FSD_PNG: dict[str, MapEncoding] = {".pfm": PFM, ".png": FSD_PNG}
+
+STEREO_FORMATS: dict[str, StereoFormat] = {
     form.name: form
     for form in (
-        Format("GenericDataset", (2, 3, 4), PFM_OR_FSD_PNG),
-        Format("Middlebury", (3, 4), PFM_OR_FSD_PNG),
+        StereoFormat("FSD", (3,), _PFM_OR_FSD_PNG),
+        StereoFormat("IsaacRealDataset", (3,), _PFM_OR_FSD_PNG),
+        StereoFormat("Crestereo", (3,), {".png": CRESTEREO_PNG}),
+        StereoFormat("Middlebury", (3, 4), _PFM_OR_FSD_PNG),
+        StereoFormat("Eth3d", (3, 4), _PFM_OR_FSD_PNG),
+        StereoFormat("Kitti", (3,), {".png": KITTI_PNG}, is_sparse=True),
+        StereoFormat("GenericDataset", (2, 3, 4), _PFM_OR_FSD_PNG),
     )
 }
+MONO_FORMATS: dict[str, MonoFormat] = {
+    form.name: form
+    for form in (
+        MonoFormat("RelativeMonoDataset", {".pfm": PFM, ".png": RAW_PNG}),
+        MonoFormat("FSD", {".png": FSD_PNG}),
+        MonoFormat("Crestereo", {".png": CRESTEREO_PNG}),
+        MonoFormat("Middlebury", {".pfm": PFM, ".png": MIDDLEBURY_PNG}),
+        MonoFormat("IssacStereo", {".pfm": PFM}),  # sic: the public name
+        MonoFormat("NvCLIP", {".pfm": PFM_TOP_DOWN}),
+        MonoFormat("ThreeDVLM", {".npy": THREE_DVLM_NPY}),
+        MonoFormat("NYUDV2Relative", {".png": NYU_PNG}, eval_crop="nyu_eigen", inverts_depth=True),
+        MonoFormat("NYUDV2", {".png": NYU_PNG}, quantity="depth", eval_crop="nyu_eigen"),
+        MonoFormat("MetricMonoDataset", {".pfm": PFM, ".png": RAW_PNG}, quantity="depth"),
+    )
+}
+DATASETS: dict[Family, Mapping[str, Format]] = {"stereo": STEREO_FORMATS, "mono": MONO_FORMATS}
 
 
-def find_format(name: str) -> Format:
-    """The class called `name`, in any case.
+@overload
+def find_format(name: str, family: Literal["stereo"] = "stereo") -> StereoFormat: ...
+@overload
+def find_format(name: str, family: Literal["mono"]) -> MonoFormat: ...
+@overload
+def find_format(name: str, family: Family) -> Format: ...
+def find_format(name: str, family: Family = "stereo") -> Format:
+    """The class of a family called `name`, in any case.
 
     Raises:
         DataError: unknown name; lists the valid ones.
     """
-    by_lower_case = {known.lower(): form for known, form in DATASETS.items()}
+    formats = DATASETS[family]
+    by_lower_case = {known.lower(): form for known, form in formats.items()}
     form = by_lower_case.get(name.lower())
     if form is not None:
         return form
     near = get_close_matches(name.lower(), by_lower_case, n=1)
     hint = f"; did you mean {by_lower_case[near[0]].name}?" if near else ""
-    valid = ", ".join(sorted(DATASETS))
-    raise DataError(f"dataset_name: got '{name}', stereo classes are {valid}{hint}", exit_code=2)
+    valid = ", ".join(sorted(formats))
+    raise DataError(f"dataset_name: got '{name}', {family} classes are {valid}{hint}", exit_code=2)
 
 
-def _require_size(path: Path, found: tuple[int, ...], left: tuple[int, ...]) -> None:
-    if found != left:
+def eval_crop(name: EvalCrop, height: int, width: int) -> tuple[slice, slice]:
+    """Rows and columns of a target at native size that count in validation and evaluation.
+
+    Raises:
+        DataError: `nyu_eigen` for another size than 480x640.
+    """
+    if name != "nyu_eigen":
+        top, bottom, left, right = _KITTI_CROPS[name]
+        rows = slice(int(top * height), int(bottom * height))
+        return rows, slice(int(left * width), int(right * width))
+    if (height, width) != _NYU_SIZE:
         raise DataError(
-            f"{path}: size {found[1]}x{found[0]} differs from the left image's {left[1]}x{left[0]}"
+            f"eval_crop: nyu_eigen is defined for targets of 640x480 px, this one has "
+            f"{width}x{height}. Use images of that size, or a class or eval_crop without it"
         )
+    return _NYU_CROP
 
 
-def _name(row: Row) -> str:
+def sample_name(row: Row) -> str:
     """The left image's path, relative to the annotation file where it lies below it."""
-    parent = row.source.parent
-    return str(row.left.relative_to(parent) if row.left.is_relative_to(parent) else row.left)
+    folder = str(row.source).removesuffix(row.source.name)
+    return str(row.left).removeprefix(folder)
+
+
+def _read_truth(form: Format, row: Row, size: tuple[int, int]) -> FloatMap:
+    """The ground truth (H, W) as the file has it, +inf where unknown or masked out."""
+    if row.disparity is None:
+        return np.full(size, np.inf, np.float32)
+    try:
+        truth = form.truth[row.disparity.suffix.lower()].read(row.disparity)
+    except PngContentError as error:
+        raise DataError(f"{error}. {_readers_of(error.found, form.family)}") from error
+    _require_size(row.disparity, truth.shape, size)
+    if row.occlusion is None:
+        return truth
+    visible = read_mask(row.occlusion)
+    _require_size(row.occlusion, visible.shape, size)
+    return np.where(visible, truth, np.float32(np.inf))
+
+
+def _readers_of(content: str, family: Family) -> str:
+    """Which classes read a PNG with such samples, and as what."""
+    readers = [
+        f"{form.name} ({encoding.label})"
+        for form in DATASETS[family].values()
+        for encoding in form.truth.values()
+        if isinstance(encoding, PngEncoding) and content in encoding.contents
+    ]
+    if not readers:
+        return f"No {family} class reads a PNG with {content}"
+    return f"A PNG with {content} is read by {', '.join(readers)}"
+
+
+def _require_size(path: Location, found: tuple[int, ...], image: tuple[int, ...]) -> None:
+    if found != image:
+        raise DataError(
+            f"{path}: size {found[1]}x{found[0]} differs from the left image's "
+            f"{image[1]}x{image[0]}"
+        )

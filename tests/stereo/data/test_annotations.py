@@ -122,7 +122,7 @@ def test_inference_takes_any_column_count_also_mixed(folder: Path) -> None:
 
 
 def test_an_unknown_class_lists_the_valid_ones_and_the_nearest(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"'middelbury'.*GenericDataset, Middlebury.*Middlebury\?"):
+    with pytest.raises(DataError, match=r"'middelbury'.*Crestereo, Eth3d.*mean Middlebury\?"):
         read_rows(annotate(folder, "l.png r.png d.pfm"), dataset="middelbury")
 
 

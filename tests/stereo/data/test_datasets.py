@@ -8,7 +8,7 @@ import pytest
 
 from stereo.data.annotations import read_rows
 from stereo.data.datasets import DATASETS, StereoSample, find_format
-from stereo.data.encodings import write_fsd_png, write_pfm, write_png
+from stereo.data.encodings import FSD_PNG, write_pfm, write_png
 from stereo.errors import DataError
 from stereo.spec.data import STEREO_DATASETS
 
@@ -19,7 +19,7 @@ def scene(tmp_path: Path) -> Path:
     disparity = rng.uniform(1, 9, (6, 8)).astype(np.float32)
     disparity[0, 0] = 0
     write_pfm(tmp_path / "d.pfm", disparity)
-    write_fsd_png(tmp_path / "d.png", disparity)
+    FSD_PNG.write(tmp_path / "d.png", disparity)
     mask = np.full((6, 8), 255, np.uint8)
     mask[1, :2] = 128, 0
     for name in ("l.png", "r.png"):
@@ -36,7 +36,7 @@ def read(scene: Path, line: str, dataset: str = "GenericDataset") -> StereoSampl
 
 
 def test_the_spec_and_the_table_know_the_same_classes() -> None:
-    assert set(DATASETS) == set(STEREO_DATASETS)
+    assert set(DATASETS["stereo"]) == set(STEREO_DATASETS)
 
 
 @pytest.mark.parametrize("dataset", ["Middlebury", "GENERICDATASET"])
