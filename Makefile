@@ -68,8 +68,8 @@ promote: $(VENV)/.installed ## Promote the best trial of STUDY to graph, engine 
 dashboard: $(VENV)/.dashboard ## Show the Ray dashboard of a running study on 127.0.0.1
 	@$(BIN)/automl dashboard $(STUDY) $(ARGS)
 
-data: $(VENV)/.installed ## Write the embedded stereo pairs to results/data
-	@$(BIN)/python -m stereo.data.generator results/data
+data: $(VENV)/.installed ## Write the embedded pairs and every layout to results/data (ARGS="--layout kitti --pairs 200")
+	@$(BIN)/python -m stereo.data.generator results/data $(ARGS)
 
 schemas: $(VENV)/.installed ## Regenerate schemas/, spec_templates/ and docs/spec-reference.md
 	@$(BIN)/python -m stereo.spec.schema

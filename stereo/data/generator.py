@@ -11,42 +11,43 @@ Source: design page data.md, section 9.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
+import re
+import shlex
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from stereo.data.appearance import Painter, expose, to_uint8
-from stereo.data.encodings import (
-    OCCLUDED,
-    VISIBLE,
-    BoolMap,
-    FloatMap,
-    Image,
-    write_pfm,
-    write_png,
-)
-from stereo.data.surfaces import (
-    BASELINE,
-    BoxSide,
-    Camera,
-    Ids,
-    Patch,
-    Plane,
-    Sphere,
-    StereoScene,
-    Surface,
-)
+from stereo.data.encodings import BoolMap, FloatMap, Image
+from stereo.data.layouts import LAYOUTS, Files, LayoutFolder, write_annotations, write_middlebury
+from stereo.data.scenes import draw_scene
+from stereo.data.surfaces import BASELINE, Camera, Ids
+from stereo.errors import OutputExistsError
 from stereo.files import write_text
 
 GENERATOR_VERSION = 1  # part of the written data's identity: raise it when any pixel changes
 
-_NEAREST = 0.95  # largest disparity of any surface, in units of D
-_FARTHEST = 0.02  # smallest, in units of D
-_MIN_BOX_OFFSET = 1.3  # |X| of a box's side plane in baselines; below, one view cannot see it
+_MAX_DISPARITY = 255.0  # px, what every layout can hold
+_MAX_PAIRS = 100_000
+_MIN_SIDE, _MAX_SIDE = 16, 4096  # px
+_EMBEDDED_NAME = "embedded"  # beside the layouts' names
+_QUIET_SECONDS = 2.0  # a shorter call shows no progress bar
+_HEADING = "Written below {}. Dataset classes that read it, as options of `automl study MODEL`:"
+_EXAMPLES = """\
+examples:
+  python -m stereo.data.generator results/data
+  python -m stereo.data.generator /tmp/pairs --layout kitti fsd --pairs 200 --size 320x736
+  automl study ffs --data Kitti:/tmp/pairs/kitti/kitti.txt
+"""
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ class GeneratedPair:
     ids: Ids
     right_ids: Ids
     camera: Camera
+
+    @property
+    def depth(self) -> FloatMap:
+        """Metric depth float32 (H, W) m of the left view, f B / d."""
+        return np.float32(self.camera.focal * BASELINE) / self.disparity
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ def generate(
         photometric: give the views different exposure, blur, vignette and noise.
     """
     rng = np.random.default_rng((seed, index))
-    scene = _draw_scene(rng, Camera(height, width), max_disparity or width / 4)
+    scene = draw_scene(rng, Camera(height, width), max_disparity or width / 4)
     disparity, ids = scene.trace(right=False)
     right_disparity, right_ids = scene.trace(right=True)
     painter = Painter(rng, len(scene.surfaces), seed)
@@ -164,139 +170,201 @@ def write_embedded(directory: Path, layout: EmbeddedLayout = EMBEDDED) -> Embedd
         ("train", layout.train_seed, layout.train_pairs, layout.train_size),
         ("val", layout.val_seed, layout.val_pairs, layout.val_size),
     ):
-        scenes = [f"{split}/{index:04d}" for index in range(pairs)]
-        for index, scene in enumerate(scenes):
+        written: list[Files] = []
+        for index in range(pairs):
             pair = generate(
                 seed, index, height=height, width=width, max_disparity=layout.max_disparity
             )
-            write_middlebury(directory / scene, pair)
-        write_annotations(directory / f"{split}.txt", scenes, masks=False)
-        write_annotations(directory / f"{split}_middlebury.txt", scenes, masks=True)
+            written.append(write_middlebury(directory / split / f"{index:04d}", pair))
+        write_annotations(directory / f"{split}.txt", [files[:3] for files in written])
+        write_annotations(directory / f"{split}_middlebury.txt", written)
     write_text(marker, identity)
     return embedded
 
 
-def write_middlebury(scene: Path, pair: GeneratedPair) -> None:
-    """Write a pair as a Middlebury scene folder: im0, im1, disp0GT, mask0nocc, calib."""
-    scene.mkdir(parents=True, exist_ok=True)
-    write_png(scene / "im0.png", pair.left)
-    write_png(scene / "im1.png", pair.right)
-    write_pfm(scene / "disp0GT.pfm", pair.disparity)
-    mask = np.where(pair.occluded, OCCLUDED, VISIBLE).astype(np.uint8)
-    write_png(scene / "mask0nocc.png", mask)
-    camera = pair.camera
-    matrix = f"[{camera.focal} 0 {camera.cx}; 0 {camera.focal} {camera.cy}; 0 0 1]"
-    write_text(
-        scene / "calib.txt",
-        f"cam0={matrix}\ncam1={matrix}\ndoffs=0\nbaseline={BASELINE * 1000}\n"
-        f"width={camera.width}\nheight={camera.height}\n",
-    )
+def write_layouts(
+    directory: Path,
+    names: Sequence[str] = tuple(LAYOUTS),
+    *,
+    pairs: int,
+    size: tuple[int, int],
+    seed: int,
+    tell: Callable[[int, int], None] | None = None,
+) -> dict[str, Path]:
+    """Write the same pairs in several layouts, each to a folder of its name, once.
 
+    Args:
+        directory: holds the folders of the layouts.
+        names: keys of `LAYOUTS`.
+        pairs: number of pairs.
+        size: H, W px; a layout of fixed size keeps its own.
+        seed: of the set.
+        tell: called after every pair with the pairs drawn so far and in all.
 
-def write_annotations(path: Path, scenes: Sequence[str], *, masks: bool) -> None:
-    """Write the annotation file of Middlebury scene folders, relative to its own folder."""
-    names = ["im0.png", "im1.png", "disp0GT.pfm", "mask0nocc.png"][: 4 if masks else 3]
-    lines = [" ".join(f"{scene}/{name}" for name in names) for scene in scenes]
-    write_text(path, "\n".join(lines) + "\n")
+    Returns:
+        The annotation file of each layout.
+
+    Raises:
+        OutputExistsError: a layout's folder holds something else; nothing was written.
+    """
+    folders: dict[str, LayoutFolder] = {}
+    unfinished: dict[tuple[int, int], list[LayoutFolder]] = {}
+    for name in names:
+        shape = LAYOUTS[name].size or size
+        content = {"generator": GENERATOR_VERSION, "pairs": pairs, "size": [*shape], "seed": seed}
+        folders[name] = LayoutFolder(directory / name, LAYOUTS[name], content)
+        if not folders[name].is_complete():
+            unfinished.setdefault(shape, []).append(folders[name])
+    done = 0
+    for (height, width), wanted in unfinished.items():
+        limit = min(width / 4, _MAX_DISPARITY)
+        for index in range(pairs):
+            pair = generate(seed, index, height=height, width=width, max_disparity=limit)
+            for folder in wanted:
+                folder.add(index, pair)
+            done += 1
+            if tell:
+                tell(done, len(unfinished) * pairs)
+        for folder in wanted:
+            folder.finish()
+    return {name: folder.annotations for name, folder in folders.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """`python -m stereo.data.generator DIRECTORY`: write the embedded data there."""
+    """Write generated pairs with exact ground truth, in the layouts of published data sets.
+
+    Without --layout everything is written: the embedded training and validation pairs, and each
+    layout in a folder of its name with the annotation file in it. What is there is kept, and the
+    same command finishes what a killed one began. It ends by printing the files with the dataset
+    classes that read them.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    names: list[str] = options.layout or [_EMBEDDED_NAME, *LAYOUTS]
+    lines = [_HEADING.format(options.directory)]
+    try:
+        if _EMBEDDED_NAME in names:
+            lines += _embedded_lines(write_embedded(options.directory))
+        with _progress() as tell:
+            written = write_layouts(
+                options.directory,
+                [name for name in dict.fromkeys(names) if name != _EMBEDDED_NAME],
+                pairs=options.pairs,
+                size=options.size,
+                seed=options.seed,
+                tell=tell,
+            )
+    except (OutputExistsError, OSError) as error:
+        parser.exit(getattr(error, "exit_code", 1), f"{parser.prog}: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, f"{parser.prog}: interrupted; the same command finishes the set\n")
+    for name, path in written.items():
+        layout = LAYOUTS[name]
+        for family, classes in (("stereo", layout.stereo), ("mono", layout.mono)):
+            lines += [f"{family:7} {_option('data', known, path)}" for known in classes]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    """The options; the help lists every layout with its files and classes."""
+    doc = inspect.cleandoc(main.__doc__ or "")
+    table = "".join(
+        f"  {name:14} {layout.files}\n{'':17}"
+        f"stereo: {', '.join(layout.stereo) or '-'}; mono: {', '.join(layout.mono) or '-'}\n"
+        for name, layout in LAYOUTS.items()
+    )
     parser = argparse.ArgumentParser(
-        prog="python -m stereo.data.generator", description=main.__doc__
+        prog="python -m stereo.data.generator",
+        description=doc,
+        epilog=f"layouts, and the dataset classes that read them:\n{table}\n{_EXAMPLES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("directory", type=Path, help="folder to write to")
-    embedded = write_embedded(parser.parse_args(arguments).directory)
-    for name, path in asdict(embedded).items():
-        sys.stdout.write(f"{name}: {path}\n")
-
-
-def _draw_scene(rng: np.random.Generator, camera: Camera, max_disparity: float) -> StereoScene:
-    """A background and 5 to 8 objects, all with 0 < d < D."""
-    surfaces: list[Surface] = [_draw_background(rng, camera, max_disparity)]
-    for _ in range(rng.integers(5, 9)):
-        centre = rng.uniform(0.15, 0.9) * max_disparity
-        x, y = rng.uniform(0, camera.width), rng.uniform(0, camera.height)
-        half_width = rng.uniform(0.05, 0.2) * camera.width
-        half_height = rng.uniform(0.06, 0.25) * camera.height
-        kind = rng.random()
-        if kind < 0.5:
-            patch = _draw_patch(rng, centre, x, y, half_width, half_height, max_disparity)
-            surfaces.append(patch)
-        elif kind < 0.75:
-            face = Patch(0.0, 0.0, centre, x, y, half_width, half_height)
-            surfaces += _box(rng, camera, face, max_disparity)
-        else:
-            surfaces.append(_sphere(camera, centre, x, y, half_width))
-    return StereoScene(camera, surfaces)
-
-
-def _draw_background(rng: np.random.Generator, camera: Camera, max_disparity: float) -> Plane:
-    """A far plane with a slight slant, positive also where only the right view looks."""
-    farthest = max_disparity * rng.uniform(0.04, 0.15)
-    reach = camera.width + max_disparity
-    a = rng.uniform(-0.25, 0.25) * farthest / reach
-    b = rng.uniform(-0.1, 1.2) * farthest / camera.height
-    return Plane(a, b, farthest - min(0.0, a * reach) - min(0.0, b * camera.height))
-
-
-def _draw_patch(
-    rng: np.random.Generator,
-    centre: float,
-    x: float,
-    y: float,
-    half_width: float,
-    half_height: float,
-    max_disparity: float,
-) -> Patch:
-    """A slanted patch with disparity `centre` in its middle, flattened until it stays in (0, D)."""
-    a = float(np.clip(rng.uniform(-0.15, 0.15) * centre / half_width, -0.5, 0.5))
-    b = rng.uniform(-0.15, 0.15) * centre / half_height
-    angle = rng.uniform(-0.6, 0.6)
-    is_ellipse = bool(rng.random() < 0.4)
-    flat = Patch(0.0, 0.0, centre, x, y, half_width, half_height, angle, is_ellipse)
-    box = flat.extent(right=False)
-    swing = abs(a) * (box.right - x) + abs(b) * (box.bottom - y)
-    room = min(_NEAREST * max_disparity - centre, centre - _FARTHEST * max_disparity)
-    flatten = min(1.0, room / swing)
-    a, b = a * flatten, b * flatten
-    c = centre - a * x - b * y
-    return Patch(a, b, c, x, y, half_width, half_height, angle, is_ellipse)
-
-
-def _box(
-    rng: np.random.Generator, camera: Camera, face: Patch, max_disparity: float
-) -> list[Surface]:
-    """A fronto-parallel face and, where both views can see one, the side behind its inner edge."""
-    towards_axis = 1 if face.x < camera.cx else -1
-    edge = face.x + towards_axis * face.half_width - camera.cx  # px from the axis
-    nearest = -towards_axis * edge / _MIN_BOX_OFFSET  # disparity at which |X| is 1.3 baselines
-    far_share = rng.uniform(0.4, 0.8)
-    if nearest < 0.1 * max_disparity:
-        return [face]
-    near = min(face.c, nearest)
-    slope = near / edge  # a = B / X
-    face = Patch(0.0, 0.0, near, face.x, face.y, face.half_width, face.half_height)
-    side = BoxSide(
-        a=slope,
-        b=0.0,
-        c=-slope * camera.cx,
-        near=near,
-        far=far_share * near,
-        top=face.y - face.half_height,
-        bottom=face.y + face.half_height,
-        cx=camera.cx,
-        cy=camera.cy,
+    parser.add_argument("directory", metavar="DIR", type=Path, help="folder to write below")
+    for option, metavar, kind, default, meaning in (
+        ("--pairs", "N", _count, "16", "in each layout"),
+        ("--size", "HxW", _size, "192x256", "height and width in px"),
+        ("--seed", "S", _seed, "3", "another one gives other pairs"),
+    ):
+        parser.add_argument(
+            option,
+            metavar=metavar,
+            type=kind,
+            default=default,
+            help=f"{meaning}, default %(default)s",
+        )
+    parser.add_argument(
+        "--layout",
+        metavar="NAME",
+        nargs="+",
+        choices=[_EMBEDDED_NAME, *LAYOUTS],
+        help="one or more of the layouts below, or `embedded`; default all",
     )
-    return [face, side]
+    return parser
 
 
-def _sphere(camera: Camera, centre: float, x: float, y: float, half_width: float) -> Sphere:
-    """A sphere whose nearest point has disparity `centre`."""
-    depth = camera.focal * BASELINE / centre
-    radius = min(0.45 * depth, depth * half_width / camera.focal)
-    middle = ((x - camera.cx) * depth / camera.focal, (y - camera.cy) * depth / camera.focal)
-    return Sphere((*middle, depth + radius), radius, camera)
+def _count(text: str) -> int:
+    if not (text.isdecimal() and 1 <= int(text) <= _MAX_PAIRS):
+        raise argparse.ArgumentTypeError(f"got '{text}', allowed 1..{_MAX_PAIRS}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"got '{text}', allowed is a whole number from 0 on")
+    return int(text)
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text.lower())
+    size = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not all(_MIN_SIDE <= side <= _MAX_SIDE for side in size):
+        raise argparse.ArgumentTypeError(
+            f"got '{text}', wanted height x width in px like 192x256, each {_MIN_SIDE}..{_MAX_SIDE}"
+        )
+    return size
+
+
+@contextmanager
+def _progress() -> Generator[Callable[[int, int], None]]:
+    """A function to tell (done, total): a bar with the time left, or lines when in a pipe."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _tell_line
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    bar = Progress(*columns, TimeRemainingColumn(), console=console)
+    task = bar.add_task("writing pairs", total=None)
+    started = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+        if time.monotonic() - started > _QUIET_SECONDS:
+            bar.start()
+
+    try:
+        yield tell
+    finally:
+        bar.stop()
+
+
+def _tell_line(done: int, total: int) -> None:
+    """Ten lines for any total."""
+    if done * 10 // total > (done - 1) * 10 // total:
+        sys.stderr.write(f"{done} of {total} pairs\n")
+
+
+def _embedded_lines(embedded: EmbeddedSet) -> list[str]:
+    masked = _option("data", "Middlebury", embedded.train_middlebury)
+    whole = _option("data", "GenericDataset", embedded.train)
+    return [
+        f"stereo  {masked} {_option('val', 'Middlebury', embedded.val_middlebury)}",
+        f"stereo  {whole} {_option('val', 'GenericDataset', embedded.val)}",
+    ]
+
+
+def _option(option: str, dataset: str, annotations: Path) -> str:
+    """`--data CLASS:FILE`, quoted for a shell where needed."""
+    return f"--{option} {shlex.quote(f'{dataset}:{annotations}')}"
 
 
 if __name__ == "__main__":
