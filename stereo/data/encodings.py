@@ -29,7 +29,7 @@ import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import cv2
 import numpy as np
@@ -230,13 +230,12 @@ def read_image(path: Location) -> Image:
 
 
 def read_image_size(path: Location) -> tuple[int, int]:
-    """Height and width in px from the file's head; decoded only where that does not tell."""
+    """Height and width in px from the head of an image file, which is not decoded."""
     try:
         with path.open("rb") as file:
-            size = declared_size(file)
+            return _size(path, file)
     except OSError as error:
         raise _unreadable(path, error) from error
-    return read_image(path).shape[:2] if size is None else size
 
 
 def read_mask(path: Location) -> BoolMap:
@@ -343,7 +342,7 @@ def _png_content(path: Location, data: bytes) -> str:
 
 def _decode(path: Location, data: bytes, flags: int) -> npt.NDArray[Any]:
     """Decode a whole image file with OpenCV, channels as the flags say."""
-    _require_size(path, data)
+    _size(path, io.BytesIO(data))  # before anything of that size is allocated
     _require_complete(path, data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -354,14 +353,19 @@ def _decode(path: Location, data: bytes, flags: int) -> npt.NDArray[Any]:
     return image
 
 
-def _require_size(path: Location, data: bytes) -> None:
-    """Refuse what would not fit into memory, before any of it is allocated."""
-    height, width = declared_size(io.BytesIO(data)) or (0, 0)
+def _size(path: Location, stream: IO[bytes]) -> tuple[int, int]:
+    """Height and width in px, of a format and size that are read."""
+    size = declared_size(stream)
+    if size is None:
+        known = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise DataError(f"{path}: no image of a format that is read ({known}), or cut off")
+    height, width = size
     if height * width > _MAX_PIXELS:
         raise DataError(
             f"{path}: image of {width}x{height} px, at most {_MAX_PIXELS} px are read. Split it or "
             f"scale it down"
         )
+    return size
 
 
 def _require_complete(path: Location, data: bytes) -> None:
