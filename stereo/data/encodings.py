@@ -29,7 +29,7 @@ import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import cv2
 import numpy as np
@@ -52,6 +52,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 VISIBLE, OCCLUDED = 255, 128  # values of a mask file
 
+_HEAD_BYTES = 2**16  # nearly always enough to tell the size of an image
 _MAX_PIXELS = 2**28  # a map of that many pixels takes 1 GiB
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # by colour type; 3 is a palette
@@ -233,9 +234,12 @@ def read_image_size(path: Location) -> tuple[int, int]:
     """Height and width in px from the head of an image file, which is not decoded."""
     try:
         with path.open("rb") as file:
-            return _size(path, file)
+            data = file.read(_HEAD_BYTES)
+            if declared_size(data) is None:
+                data += file.read()
     except OSError as error:
         raise _unreadable(path, error) from error
+    return _size(path, data)
 
 
 def read_mask(path: Location) -> BoolMap:
@@ -342,7 +346,7 @@ def _png_content(path: Location, data: bytes) -> str:
 
 def _decode(path: Location, data: bytes, flags: int) -> npt.NDArray[Any]:
     """Decode a whole image file with OpenCV, channels as the flags say."""
-    _size(path, io.BytesIO(data))  # before anything of that size is allocated
+    _size(path, data)  # before anything of that size is allocated
     _require_complete(path, data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -353,9 +357,9 @@ def _decode(path: Location, data: bytes, flags: int) -> npt.NDArray[Any]:
     return image
 
 
-def _size(path: Location, stream: IO[bytes]) -> tuple[int, int]:
+def _size(path: Location, data: bytes) -> tuple[int, int]:
     """Height and width in px, of a format and size that are read."""
-    size = declared_size(stream)
+    size = declared_size(data)
     if size is None:
         known = ", ".join(sorted(IMAGE_SUFFIXES))
         raise DataError(f"{path}: no image of a format that is read ({known}), or cut off")

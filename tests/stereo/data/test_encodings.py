@@ -435,11 +435,10 @@ def test_images_of_every_format_and_odd_sizes_are_read_and_measured(
     assert np.abs(read_image(path).astype(int) - 200).max() < 3
     assert read_image(path).shape == (*size, 3)
     assert read_image_size(path) == size
-    with path.open("rb") as file:
-        assert declared_size(file) == size
+    assert declared_size(path.read_bytes()) == size
 
 
-def test_the_size_of_a_jpeg_with_a_long_preface_and_of_lossless_webp_is_found() -> None:
+def test_the_size_is_found_in_every_variant_of_a_head(tmp_path: Path) -> None:
     image = np.zeros((30, 50, 3), np.uint8)
     jpeg = cv2.imencode(".jpg", image)[1].tobytes()
     preface = b"\xff\xff\xe1" + struct.pack(">H", 60000) + b"\xff\xc0" * 29999  # and a fill byte
@@ -448,15 +447,17 @@ def test_the_size_of_a_jpeg_with_a_long_preface_and_of_lossless_webp_is_found() 
     top_down = bytearray(cv2.imencode(".bmp", image)[1].tobytes())
     top_down[22:26] = struct.pack("<i", -30)
 
-    for content in (jpeg[:2] + preface + jpeg[2:], webp, alpha, bytes(top_down)):
-        assert declared_size(io.BytesIO(content)) == (30, 50)
+    for content in (jpeg[:2] + preface * 3 + jpeg[2:], webp, alpha, bytes(top_down)):
+        assert declared_size(content) == (30, 50)
+        (tmp_path / "i").write_bytes(content)
+        assert read_image_size(tmp_path / "i") == (30, 50)
+        assert read_image(tmp_path / "i").shape == (30, 50, 3)
 
 
 HUGE_HEADS = {
     "png": raw_png(40_000, 40_000, 8, 2, b""),
     "jpg": b"\xff\xd8\xff\xc0\0\x11\x08\xff\xff\xff\xff\3\1\x11\0\2\x11\1\3\x11\1\xff\xd9",
-    "bmp": b"BM"
-    + struct.pack("<IHHIIiiHHIIIIII", 99, 0, 0, 54, 40, 30_000, -30_000, 1, 24, *[0] * 6),
+    "bmp": b"BM" + struct.pack("<12xIiiHH", 40, 30_000, -30_000, 1, 24) + bytes(24),
     "ppm": b"P6\n# large\n30000 30000\n255\n",
     "tif": b"MM\0*\0\0\0\x08\0\2"
     + struct.pack(">HHIHH", 256, 3, 1, 30_000, 0)
@@ -484,13 +485,13 @@ def test_an_image_too_large_for_memory_is_refused_before_it_is_decoded(
     rest=st.binary(max_size=60),
 )
 def test_no_head_makes_the_measuring_fail_or_hang(start: bytes, rest: bytes) -> None:
-    size = declared_size(io.BytesIO(start + rest))
+    size = declared_size(start + rest)
 
     assert size is None or (min(size) >= 0 and len(size) == 2)
 
 
 def test_a_jpeg_segment_without_length_ends_the_search() -> None:
-    assert declared_size(io.BytesIO(b"\xff\xd8" + b"\xff\xe0\0\0" * 3)) is None
+    assert declared_size(b"\xff\xd8" + b"\xff\xe0\0\0" * 3) is None
 
 
 @pytest.mark.parametrize("suffix", [".bmp", ".ppm", ".tif", ".webp", ".png", ".jpg"])
