@@ -1,0 +1,469 @@
+"""Measures the data of a spec before training and says what looks wrong with it.
+
+Headers of at most 20 000 pairs per source are read, a sample of the pairs completely; which ones
+depends on the number of rows alone. Faults (nothing can be trained on that row) and warnings
+(readable, but probably not what was meant) are kept apart. `check_report` prints and draws.
+
+Units: disparity px, errors grey levels 0..255, shares 0..1, sizes (H, W) px.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stereo.data.annotations import Row, parse
+from stereo.data.consistency import Explanation, explain, photo_errors
+from stereo.data.datasets import StereoFormat, StereoSample, find_format
+from stereo.data.encodings import IMAGE_SUFFIXES, read_image, read_image_size
+from stereo.errors import DataError
+from stereo.spec.data import DataSource, SplitSpec
+from stereo.spec.experiment import ExperimentSpec
+
+Progress = Callable[[str, int, int], None]  # what is done, steps done, steps in all
+
+PAIRS = 32  # read completely per source unless told otherwise
+HEADERS = 20_000  # pairs whose headers are read; of more rows, a sample
+
+_SEED = 1234
+_MANY_ABOVE = 0.05  # share of the truth at or above the limit that is warned about
+_FEW_VALID = 0.01
+_SOME_PAIRS = 0.1  # share of the pairs that must agree on a finding
+_MOST_PAIRS = 0.5
+_ROW_OFFSET = 0.6  # px; the calibration of KITTI leaves 0.2 to 0.36
+_EXPLAINED = 3  # files that their class refuses: how many are tried otherwise, per source
+
+
+@dataclass(frozen=True)
+class PairFacts:
+    """What was measured on one pair.
+
+    Attributes:
+        row: where it came from.
+        pixels: H * W.
+        known: pixels with known truth.
+        above: known pixels at or above the limit.
+        disparity: smallest and largest known disparity in px, None without any.
+        errors: photo-consistency with the truth and at disparity 0, None where not measurable.
+        explanation: see `consistency.explain`; None without truth or texture.
+        is_identical: left and right are the same picture.
+        is_constant: one of the views has a single colour.
+    """
+
+    row: Row
+    pixels: int
+    known: int
+    above: int
+    disparity: tuple[float, float] | None
+    errors: tuple[float, float] | None
+    explanation: Explanation | None
+    is_identical: bool
+    is_constant: bool
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    """What was found in one data source.
+
+    Attributes:
+        split: section of `dataset`.
+        dataset: class name.
+        file: annotation file as the spec names it.
+        pairs: rows without fault in the annotation file.
+        headers: pairs whose headers were read.
+        sizes: pairs per image size (H, W), most frequent first.
+        facts: of the pairs that were read completely.
+        faults: `file:line: reason`.
+        warnings: what looks wrong, with a remedy.
+        notes: what a user may want to know.
+    """
+
+    split: str
+    dataset: str
+    file: str
+    pairs: int
+    headers: int
+    sizes: dict[tuple[int, int], int]
+    facts: tuple[PairFacts, ...]
+    faults: tuple[str, ...]
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def disparity(self) -> tuple[float, float] | None:
+        """Smallest and largest known disparity in px."""
+        ranges = [fact.disparity for fact in self.facts if fact.disparity is not None]
+        return (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None
+
+    @property
+    def valid_share(self) -> float | None:
+        """Share of the pixels whose truth is known and below the limit; None without truth."""
+        pixels = sum(fact.pixels for fact in self.facts if fact.row.disparity is not None)
+        known = sum(fact.known - fact.above for fact in self.facts)
+        return known / pixels if pixels else None
+
+    @property
+    def above_share(self) -> float:
+        """Share of the known truth at or above the limit."""
+        known = sum(fact.known for fact in self.facts)
+        return sum(fact.above for fact in self.facts) / known if known else 0.0
+
+    @property
+    def errors(self) -> tuple[float, float] | None:
+        """Photo-consistency with the truth and at disparity 0: medians over the pairs."""
+        errors = [fact.errors for fact in self.facts if fact.errors is not None]
+        if not errors:
+            return None
+        truth, zero = np.median(np.array(errors), axis=0).tolist()
+        return truth, zero
+
+    @property
+    def row_offsets(self) -> tuple[float, ...]:
+        """Row offsets in px of the pairs where one explains the pair."""
+        found = (fact.explanation.row_offset for fact in self.facts if fact.explanation)
+        return tuple(offset for offset in found if offset is not None)
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What was found in the data of a spec.
+
+    Attributes:
+        sources: in the order of the spec.
+        limit: px at and above which truth counts nowhere.
+        warnings: those that concern several sources.
+    """
+
+    sources: tuple[SourceReport, ...]
+    limit: float
+    warnings: tuple[str, ...]
+
+    @property
+    def faults(self) -> list[str]:
+        """Faults of all sources."""
+        return [fault for source in self.sources for fault in source.faults]
+
+    @property
+    def warning_count(self) -> int:
+        """Warnings of all sources and across them."""
+        return len(self.warnings) + sum(len(source.warnings) for source in self.sources)
+
+
+def check_data(
+    spec: ExperimentSpec,
+    splits: Sequence[str],
+    *,
+    pairs: int | None = PAIRS,
+    headers: int = HEADERS,
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Measure every data source of the splits.
+
+    Args:
+        spec: the experiment.
+        splits: sections of `dataset`, for example `train_dataset`.
+        pairs: how many pairs of a source are read completely; None reads all.
+        headers: of how many pairs of a source at most the headers are read.
+        progress: told what is done and how far.
+
+    Raises:
+        DataError: the splits name no source (exit code 2).
+    """
+    limit = float(min(spec.dataset.max_disparity, spec.model.max_disparity))
+    reports: list[SourceReport] = []
+    seen: dict[str, dict[str, Row]] = {}
+    for name in splits:
+        split: SplitSpec = getattr(spec.dataset, name)
+        for source in split.data_sources or []:
+            checker = _Checker(name, split, source, limit, progress)
+            reports.append(checker.check(pairs, headers))
+            seen.setdefault(name, {}).update((_key(row), row) for row in checker.rows)
+    if not reports:
+        raise DataError(_nothing(splits), exit_code=2)
+    overlap = _overlap(seen.get("train_dataset", {}), seen.get("val_dataset", {}))
+    return CheckReport(tuple(reports), limit, tuple(overlap))
+
+
+def _nothing(splits: Sequence[str]) -> str:
+    if not splits:
+        return "nothing to check: the verb reads no data. Use --action train, evaluate or inference"
+    keys = ", ".join(f"dataset.{name}.data_sources" for name in splits)
+    return f"nothing to check: {keys} is empty. Name a dataset_name and a data_file"
+
+
+def _key(row: Row) -> str:
+    return os.path.normpath(str(row.left))
+
+
+def _overlap(train: dict[str, Row], val: dict[str, Row]) -> list[str]:
+    """A warning when a left image is used for training and for validation."""
+    shared = [key for key in val if key in train]
+    if not shared:
+        return []
+    first = val[shared[0]]
+    return [
+        f"{len(shared)} of {len(val)} left images of val_dataset are also in train_dataset, first "
+        f"{first.where} and {train[shared[0]].where}: {shared[0]}. Validation then measures what "
+        "was memorised; remove the lines from one of the files"
+    ]
+
+
+class _Checker:
+    """Checks one source; collects its faults on the way."""
+
+    def __init__(
+        self,
+        split: str,
+        spec: SplitSpec,
+        source: DataSource,
+        limit: float,
+        progress: Progress | None,
+    ) -> None:
+        self._split = split
+        self._spec = spec
+        self._source = source
+        self._limit = limit
+        self._progress = progress
+        self._faults: list[str] = []
+        self._faulty_lines: set[int] = set()
+        self._refused = 0
+        self.rows: list[Row] = []
+
+    def check(self, pairs: int | None, headers: int) -> SourceReport:
+        """The report of the source."""
+        form = find_format(self._source.dataset_name)
+        inference = self._split == "infer_dataset"
+        self._tell("reading annotations of", 0, 1)
+        self.rows, faults = parse(self._source.data_file, form, inference=inference)
+        self._faults += faults
+        if not inference and self.rows and self.rows[0].disparity is None:
+            self._faults.append(
+                f"{self.rows[0].where}: no ground truth; add the disparity as third column"
+            )
+        drawn = _drawn(self.rows, headers)
+        sizes = self._sizes(drawn)
+        readable = [row for row in self.rows if row.line not in self._faulty_lines]
+        facts = self._facts(form, _drawn(readable, pairs))
+        ordered = dict(Counter(sizes.values()).most_common())
+        return SourceReport(
+            split=self._split,
+            dataset=form.name,
+            file=self._source.data_file,
+            pairs=len(self.rows),
+            headers=len(drawn),
+            sizes=ordered,
+            facts=tuple(facts),
+            faults=tuple(self._faults),
+            warnings=tuple(_warnings(facts, form.name, self._limit)),
+            notes=tuple(self._notes(facts, ordered)),
+        )
+
+    def _tell(self, what: str, done: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress(f"{what} {Path(self._source.data_file).name}", done, total)
+
+    def _sizes(self, rows: Sequence[Row]) -> dict[int, tuple[int, int]]:
+        """Size of the left image by line; faults where another file of the row differs."""
+        sizes: dict[int, tuple[int, int]] = {}
+        for number, row in enumerate(rows):
+            try:
+                sizes[row.line] = _common_size(row)
+            except DataError as error:
+                self._faults.append(f"{row.where}: {error}")
+                self._faulty_lines.add(row.line)
+            self._tell("reading headers of", number + 1, len(rows))
+        return sizes
+
+    def _facts(self, form: StereoFormat, rows: Sequence[Row]) -> list[PairFacts]:
+        """Measurements of pairs read completely; faults of those that cannot be read."""
+        facts: list[PairFacts] = []
+        for number, row in enumerate(rows):
+            try:
+                facts.append(_measure(form.read(row), self._limit))
+            except DataError as error:
+                self._faults.append(f"{error}{self._hint(row)}")
+            self._tell("measuring pairs of", number + 1, len(rows))
+        return facts
+
+    def _hint(self, row: Row) -> str:
+        """What the truth of a row would be, when it is the truth that its class refuses."""
+        if row.disparity is None or row.right is None or self._refused == _EXPLAINED:
+            return ""
+        self._refused += 1
+        try:
+            explanation = explain(row, read_image(row.left), read_image(row.right), None)
+        except DataError:  # an image is the fault
+            return ""
+        if explanation is None or explanation.finding is None:
+            return ""
+        return f". The pair fits {explanation.finding.how}. {explanation.finding.remedy}"
+
+    def _notes(self, facts: Sequence[PairFacts], sizes: dict[tuple[int, int], int]) -> list[str]:
+        notes: list[str] = []
+        if len(sizes) > 1:
+            notes.append(
+                f"{len(sizes)} image sizes; a batch outside training holds pairs of one size"
+            )
+        height, width = self._spec.augmentation.crop_size
+        small = sum(count for size, count in sizes.items() if size[0] < height or size[1] < width)
+        if small and self._split == "train_dataset":
+            notes.append(
+                f"{small} of {sum(sizes.values())} pairs are smaller than the crop "
+                f"{width}x{height} of training and are padded; a smaller "
+                "dataset.train_dataset.augmentation.crop_size avoids it"
+            )
+        known, above = sum(fact.known for fact in facts), sum(fact.above for fact in facts)
+        if 0 < above <= _MANY_ABOVE * known:
+            notes.append(_above(facts, self._limit))
+        return notes
+
+
+def _common_size(row: Row) -> tuple[int, int]:
+    """Height and width of the files of a row, from their headers; PFM is read with its values."""
+    size = read_image_size(row.left)
+    for location in (row.right, row.disparity, row.occlusion):
+        if location is None or location.suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        other = read_image_size(location)
+        if other != size:
+            raise DataError(
+                f"{location}: size {other[1]}x{other[0]} differs from the left image's "
+                f"{size[1]}x{size[0]}"
+            )
+    return size
+
+
+def _drawn(rows: Sequence[Row], count: int | None) -> list[Row]:
+    """A sample of rows in file order, the same one for the same number of rows."""
+    if count is None or count >= len(rows):
+        return list(rows)
+    chosen = np.random.default_rng(_SEED).choice(len(rows), count, replace=False)
+    return [rows[index] for index in sorted(chosen.tolist())]
+
+
+def _measure(sample: StereoSample, limit: float) -> PairFacts:
+    known = sample.disparity[sample.valid]
+    is_identical = bool(np.array_equal(sample.left, sample.right))
+    is_constant = any(bool((view == view[0, 0]).all()) for view in (sample.left, sample.right))
+    explanation = None
+    if sample.has_gt and not (is_identical or is_constant):
+        explanation = explain(sample.row, sample.left, sample.right, sample.disparity)
+    return PairFacts(
+        row=sample.row,
+        pixels=sample.disparity.size,
+        known=known.size,
+        above=int((known >= limit).sum()),
+        disparity=(float(known.min()), float(known.max())) if known.size else None,
+        errors=photo_errors(sample.left, sample.right, sample.disparity),
+        explanation=explanation,
+        is_identical=is_identical,
+        is_constant=is_constant,
+    )
+
+
+def _warnings(facts: Sequence[PairFacts], dataset: str, limit: float) -> list[str]:
+    """What looks wrong in the measured pairs of a source."""
+    return [
+        *_same_or_constant(facts),
+        *_findings(facts, dataset),
+        *_row_offset(facts),
+        *_amount(facts, limit),
+    ]
+
+
+def _same_or_constant(facts: Sequence[PairFacts]) -> list[str]:
+    warnings: list[str] = []
+    identical = [fact for fact in facts if fact.is_identical]
+    constant = [fact for fact in facts if fact.is_constant and not fact.is_identical]
+    if identical:
+        warnings.append(
+            f"left and right are the same picture in {_of(identical, facts)}. Check the second "
+            "column"
+        )
+    if constant:
+        warnings.append(
+            f"a view has a single colour in {_of(constant, facts)}. Check the image files"
+        )
+    return warnings
+
+
+def _findings(facts: Sequence[PairFacts], dataset: str) -> list[str]:
+    """What most of the pairs prefer that another explanation fits better, if enough of them do."""
+    explained = [(fact, fact.explanation) for fact in facts if fact.explanation is not None]
+    found = [(fact, told, told.finding) for fact, told in explained if told.finding is not None]
+    if not found or len(found) < _SOME_PAIRS * len(explained):
+        return _unexplained(explained)
+    kind, count = Counter(finding.kind for _, _, finding in found).most_common(1)[0]
+    first, told, finding = next(each for each in found if each[2].kind == kind)
+    return [
+        f"{count} of {len(explained)} pairs (first {first.row.where}) fit better {finding.how}: "
+        f"{finding.error:.1f} grey levels against {told.error:.1f} as {dataset}. {finding.remedy}"
+    ]
+
+
+def _unexplained(explained: Sequence[tuple[PairFacts, Explanation]]) -> list[str]:
+    hopeless = [(fact, told) for fact, told in explained if told.unexplained]
+    if not hopeless or len(hopeless) < _MOST_PAIRS * len(explained):
+        return []
+    first, told = hopeless[0]
+    return [
+        f"the truth does not explain the right view in {len(hopeless)} of {len(explained)} pairs "
+        f"(first {first.row.where}): {told.error:.1f} grey levels, {told.zero_error:.1f} at "
+        "disparity 0. Check that the files of a line belong together, and the encoding of the truth"
+    ]
+
+
+def _row_offset(facts: Sequence[PairFacts]) -> list[str]:
+    """A warning when a tenth of the pairs or more is shifted vertically."""
+    found = [
+        (fact, fact.explanation.row_offset)
+        for fact in facts
+        if fact.explanation is not None and fact.explanation.row_offset is not None
+    ]
+    shifted = [(fact, offset) for fact, offset in found if abs(offset) > _ROW_OFFSET]
+    if not shifted or len(shifted) < _SOME_PAIRS * len(found):
+        return []
+    middle = float(np.median([offset for _, offset in shifted]))
+    where = "lower" if middle > 0 else "higher"
+    return [
+        f"the right view lies {abs(middle):.1f} px {where} than the left one in "
+        f"{_of([fact for fact, _ in shifted], facts)}. Rectify the pairs"
+    ]
+
+
+def _amount(facts: Sequence[PairFacts], limit: float) -> list[str]:
+    """Warnings about too little usable truth and about truth beyond the limit."""
+    with_truth = [fact for fact in facts if fact.row.disparity is not None]
+    known, above = sum(fact.known for fact in facts), sum(fact.above for fact in facts)
+    warnings: list[str] = []
+    if above > _MANY_ABOVE * known:
+        warnings.append(
+            f"{_above(facts, limit)}. Raise dataset.max_disparity and model.max_disparity, or "
+            "check the encoding"
+        )
+    valid = (known - above) / max(1, sum(fact.pixels for fact in with_truth))
+    if with_truth and valid < _FEW_VALID:
+        warnings.append(
+            f"only {100 * valid:.2g} % of the pixels have usable truth (known, above 0 and below "
+            f"{limit:g} px). Check dataset_name (the encoding), masks and max_disparity"
+        )
+    return warnings
+
+
+def _above(facts: Sequence[PairFacts], limit: float) -> str:
+    known, above = sum(fact.known for fact in facts), sum(fact.above for fact in facts)
+    highest = max(fact.disparity[1] for fact in facts if fact.disparity is not None)
+    return (
+        f"{100 * above / known:.2g} % of the truth is at or above max_disparity {limit:g} px and "
+        f"is not used; the largest is {highest:g} px"
+    )
+
+
+def _of(some: Sequence[PairFacts], every: Sequence[PairFacts]) -> str:
+    """`3 of 32 pairs (first train.txt:7)`."""
+    return f"{len(some)} of {len(every)} pairs (first {some[0].row.where})"

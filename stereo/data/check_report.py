@@ -1,0 +1,149 @@
+"""The findings of `check` as text, and a contact sheet of some of the pairs.
+
+The sheet has one row per pair: left, right, truth (turbo, black where unknown) and the absolute
+difference of left and the right view warped by the truth (turbo up to 40 grey levels, black where
+unknown).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import cv2
+import numpy as np
+
+from stereo import viz
+from stereo.data.check import CheckReport, SourceReport
+from stereo.data.consistency import difference_picture
+from stereo.data.datasets import StereoSample, find_format
+from stereo.errors import DataError
+from stereo.viz import Picture
+
+_SHOWN_FAULTS = 20  # per source
+_SHOWN_SIZES = 5
+_SHOWN_PAIRS = 3  # per source
+_PANEL_WIDTH, _LINE_HEIGHT, _GAP = 320, 18, 4  # px of the sheet
+_PANELS = ("left", "right", "truth", "warped difference")
+_FULL_DIFFERENCE = 40.0  # grey levels; larger ones have the last colour
+_INK, _PAPER = (230, 230, 230), 24
+
+
+def report_text(report: CheckReport) -> str:
+    """A block of lines per source, what concerns several sources, and the number of warnings."""
+    lines: list[str] = []
+    for source in report.sources:
+        lines += [f"{source.split}: {source.dataset} {source.file}", *_lines(source, report.limit)]
+        lines.append("")
+    lines += [f"warning: {warning}" for warning in report.warnings]
+    count = report.warning_count
+    lines.append(f"{count or 'no'} warning{'' if count == 1 else 's'}")
+    return "\n".join(lines)
+
+
+def fault_text(report: CheckReport) -> str:
+    """The first 20 faults of every source and their number; empty without faults."""
+    lines: list[str] = []
+    for source in report.sources:
+        lines += source.faults[:_SHOWN_FAULTS]
+        if len(source.faults) > _SHOWN_FAULTS:
+            lines.append(
+                f"... {len(source.faults)} faults in {source.file}, the first {_SHOWN_FAULTS} shown"
+            )
+    return "\n".join(lines)
+
+
+def _lines(source: SourceReport, limit: float) -> Iterator[str]:
+    """`  name  value` for everything measured, then warnings, notes and the number of faults."""
+    yield _line("pairs", _extent(source))
+    yield _line("size (w x h)", _sizes(source))
+    if source.disparity is not None:
+        low, high = source.disparity
+        yield _line("disparity", f"{low:.4g}..{high:.4g} px")
+    if source.valid_share is not None:
+        yield _line("valid share", f"{100 * source.valid_share:.3g} %")
+        yield _line(f"at or above {limit:g} px", f"{100 * source.above_share:.3g} % of the truth")
+    if source.errors is not None:
+        truth, zero = source.errors
+        yield _line("photo-consistency", f"{truth:.1f} grey levels; {zero:.1f} at disparity 0")
+    if source.row_offsets:
+        yield _line("row offset", f"{float(np.median(source.row_offsets)):.1f} px")
+    if source.faults:
+        yield _line("faults", str(len(source.faults)))
+    yield from (_line("warning", warning) for warning in source.warnings)
+    yield from (_line("note", note) for note in source.notes)
+
+
+def _line(name: str, value: str) -> str:
+    return f"  {name:<19}{value}"
+
+
+def _extent(source: SourceReport) -> str:
+    parts = [f"{source.pairs}"]
+    if source.headers < source.pairs:
+        parts.append(f"headers of {source.headers} read")
+    read = "all" if len(source.facts) == source.pairs else str(len(source.facts))
+    parts.append(f"{read} read completely")
+    return ", ".join(parts)
+
+
+def _sizes(source: SourceReport) -> str:
+    shown = [f"{w}x{h}: {count}" for (h, w), count in list(source.sizes.items())[:_SHOWN_SIZES]]
+    if len(source.sizes) > _SHOWN_SIZES:
+        shown.append(f"{len(source.sizes) - _SHOWN_SIZES} more")
+    return ", ".join(shown) or "none known"
+
+
+def contact_sheet(report: CheckReport) -> Picture | None:
+    """A picture of the first measured pairs of every source; None when there are none."""
+    blocks: list[Picture] = []
+    for source in report.sources:
+        form = find_format(source.dataset)
+        for fact in source.facts[:_SHOWN_PAIRS]:
+            try:
+                sample = form.read(fact.row)
+            except DataError:  # gone since it was measured
+                continue
+            blocks += [_caption(_title(source, sample)), _panels(sample)]
+    if not blocks:
+        return None
+    names = viz.side_by_side([_caption(name, _PANEL_WIDTH + _GAP) for name in _PANELS])
+    return np.concatenate([names, *blocks])
+
+
+def _title(source: SourceReport, sample: StereoSample) -> str:
+    height, width = sample.disparity.shape
+    known = sample.disparity[sample.valid]
+    span = f", {known.min():.3g}..{known.max():.3g} px" if known.size else ""
+    return f"{source.split} {source.dataset}: {sample.name}, {width}x{height}{span}"
+
+
+def _panels(sample: StereoSample) -> Picture:
+    difference = difference_picture(sample.left, sample.right, sample.disparity)
+    pictures: Sequence[Picture] = (
+        sample.left,
+        sample.right,
+        viz.color_disparity(sample.disparity),
+        viz.color_disparity(difference, _FULL_DIFFERENCE),
+    )
+    return viz.side_by_side([_panel(picture) for picture in pictures])
+
+
+def _panel(picture: Picture) -> Picture:
+    """A picture scaled to the width of a panel, with a gap on the right and below."""
+    height, width = picture.shape[:2]
+    size = (_PANEL_WIDTH, max(1, round(height * _PANEL_WIDTH / width)))
+    scaled = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    colour = (_PAPER, _PAPER, _PAPER)
+    return np.asarray(
+        cv2.copyMakeBorder(scaled, 0, _GAP, 0, _GAP, cv2.BORDER_CONSTANT, value=colour), np.uint8
+    )
+
+
+def _caption(text: str, width: int = len(_PANELS) * (_PANEL_WIDTH + _GAP)) -> Picture:
+    """A line of text; the end is kept where it is too long, for that is where names differ."""
+    strip = np.full((_LINE_HEIGHT, width, 3), _PAPER, np.uint8)
+    font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.4
+    while cv2.getTextSize(text, font, size, 1)[0][0] > width - 2 * _GAP:
+        text = f"..{text[3:]}"
+    cv2.putText(strip, text, (_GAP, _LINE_HEIGHT - 5), font, size, _INK, 1, cv2.LINE_AA)
+    return strip
