@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +15,13 @@ from stereo.data.datasets import StereoSample
 from stereo.data.generator import GeneratedPair, generate
 
 REPOSITORY = Path(__file__).parents[3]
-REAL = REPOSITORY.parent / "shared" / "data" / "real"
+REAL = Path(os.environ.get("DEPTHTUNE_REAL_DATA", REPOSITORY.parent / "shared" / "data" / "real"))
 
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     if not REAL.is_dir():
-        pytest.skip(f"no real data at {REAL}")
+        pytest.skip(f"no real data at {REAL} (DEPTHTUNE_REAL_DATA names another folder)")
     return REAL
 
 
@@ -32,6 +34,7 @@ def interior_of() -> Callable[[GeneratedPair], np.ndarray]:
 def clean_sample() -> Callable[..., StereoSample]:
     """A sample without photometric noise whose truth is only known at visible interior pixels."""
 
+    @cache
     def build(index: int, *, height: int = 192, width: int = 256, whole: bool = False):
         pair = generate(5, index, height=height, width=width, photometric=False)
         known = np.ones_like(pair.occluded) if whole else _interior(pair)
@@ -46,18 +49,27 @@ def clean_sample() -> Callable[..., StereoSample]:
 def warp_error() -> Callable[..., float]:
     """Mean grey-level difference between left and the right image sampled at x - disparity."""
 
-    def measure(sample: StereoSample, *, offset: float = 0.0) -> float:
+    def measure(
+        sample: StereoSample,
+        *,
+        offset: float = 0.0,
+        factor: float = 1.0,
+        rows: int = 0,
+        power: int = 1,
+    ) -> float:
+        """With the disparity changed, or the right view `rows` higher; power 2: mean square."""
         left = sample.left.astype(np.float64)
         right = sample.right.astype(np.float64)
         height, width = sample.disparity.shape
         known = np.isfinite(sample.disparity)
-        x = np.arange(width)[None, :] - np.where(known, sample.disparity, 0) + offset
-        usable = known & (x >= 0) & (x <= width - 1)
+        x = np.arange(width)[None, :] - factor * np.where(known, sample.disparity, 0) + offset
+        y = np.arange(height)[:, None] - rows
+        usable = known & (x >= 0) & (x <= width - 1) & (y >= 0) & (y < height)
         column = np.clip(np.floor(x).astype(int), 0, width - 2)
         share = (x - column)[..., None]
-        rows = np.arange(height)[:, None]
-        sampled = right[rows, column] * (1 - share) + right[rows, column + 1] * share
-        return float(np.abs(sampled - left)[usable].mean())
+        y = np.clip(y, 0, height - 1)
+        sampled = right[y, column] * (1 - share) + right[y, column + 1] * share
+        return float((np.abs(sampled - left)[usable] ** power).mean())
 
     return measure
 
