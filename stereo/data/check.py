@@ -12,15 +12,17 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from stereo.data.annotations import Row, parse
-from stereo.data.consistency import Explanation, explain, photo_errors
-from stereo.data.datasets import StereoFormat, StereoSample, find_format
+from stereo.data.consistency import explain
+from stereo.data.datasets import StereoFormat, find_format
 from stereo.data.encodings import IMAGE_SUFFIXES, read_image, read_image_size
+from stereo.data.pair_facts import PairFacts, measure, notes_of, warnings_of
 from stereo.errors import DataError
 from stereo.spec.data import DataSource, SplitSpec
 from stereo.spec.experiment import ExperimentSpec
@@ -31,39 +33,8 @@ PAIRS = 32  # read completely per source unless told otherwise
 HEADERS = 20_000  # pairs whose headers are read; of more rows, a sample
 
 _SEED = 1234
-_MANY_ABOVE = 0.05  # share of the truth at or above the limit that is warned about
-_FEW_VALID = 0.01
-_SOME_PAIRS = 0.1  # share of the pairs that must agree on a finding
-_MOST_PAIRS = 0.5
-_ROW_OFFSET = 0.6  # px; the calibration of KITTI leaves 0.2 to 0.36
+_HEADERS_AT_A_TIME = 16  # a header of a remote file is a request
 _EXPLAINED = 3  # files that their class refuses: how many are tried otherwise, per source
-
-
-@dataclass(frozen=True)
-class PairFacts:
-    """What was measured on one pair.
-
-    Attributes:
-        row: where it came from.
-        pixels: H * W.
-        known: pixels with known truth.
-        above: known pixels at or above the limit.
-        disparity: smallest and largest known disparity in px, None without any.
-        errors: photo-consistency with the truth and at disparity 0, None where not measurable.
-        explanation: see `consistency.explain`; None without truth or texture.
-        is_identical: left and right are the same picture.
-        is_constant: one of the views has a single colour.
-    """
-
-    row: Row
-    pixels: int
-    known: int
-    above: int
-    disparity: tuple[float, float] | None
-    errors: tuple[float, float] | None
-    explanation: Explanation | None
-    is_identical: bool
-    is_constant: bool
 
 
 @dataclass(frozen=True)
@@ -259,8 +230,8 @@ class _Checker:
             sizes=ordered,
             facts=tuple(facts),
             faults=tuple(self._faults),
-            warnings=tuple(_warnings(facts, form.name, self._limit)),
-            notes=tuple(self._notes(facts, ordered)),
+            warnings=tuple(warnings_of(facts, form.name, self._limit)),
+            notes=(*self._notes(ordered), *notes_of(facts, self._limit)),
         )
 
     def _tell(self, what: str, done: int, total: int) -> None:
@@ -270,13 +241,14 @@ class _Checker:
     def _sizes(self, rows: Sequence[Row]) -> dict[int, tuple[int, int]]:
         """Size of the left image by line; faults where another file of the row differs."""
         sizes: dict[int, tuple[int, int]] = {}
-        for number, row in enumerate(rows):
-            try:
-                sizes[row.line] = _common_size(row)
-            except DataError as error:
-                self._faults.append(f"{row.where}: {error}")
-                self._faulty_lines.add(row.line)
-            self._tell("reading headers of", number + 1, len(rows))
+        with ThreadPoolExecutor(_HEADERS_AT_A_TIME) as pool:
+            for number, (row, found) in enumerate(zip(rows, pool.map(_header, rows), strict=True)):
+                if isinstance(found, DataError):
+                    self._faults.append(f"{row.where}: {found}")
+                    self._faulty_lines.add(row.line)
+                else:
+                    sizes[row.line] = found
+                self._tell("reading headers of", number + 1, len(rows))
         return sizes
 
     def _facts(self, form: StereoFormat, rows: Sequence[Row]) -> list[PairFacts]:
@@ -284,7 +256,7 @@ class _Checker:
         facts: list[PairFacts] = []
         for number, row in enumerate(rows):
             try:
-                facts.append(_measure(form.read(row), self._limit))
+                facts.append(measure(form.read(row), self._limit))
             except DataError as error:
                 self._faults.append(f"{error}{self._hint(row)}")
             self._tell("measuring pairs of", number + 1, len(rows))
@@ -303,7 +275,8 @@ class _Checker:
             return ""
         return f". The pair fits {explanation.finding.how}. {explanation.finding.remedy}"
 
-    def _notes(self, facts: Sequence[PairFacts], sizes: dict[tuple[int, int], int]) -> list[str]:
+    def _notes(self, sizes: dict[tuple[int, int], int]) -> list[str]:
+        """What the sizes mean for training and for batches."""
         notes: list[str] = []
         if len(sizes) > 1:
             notes.append(
@@ -317,10 +290,14 @@ class _Checker:
                 f"{width}x{height} of training and are padded; a smaller "
                 "dataset.train_dataset.augmentation.crop_size avoids it"
             )
-        known, above = sum(fact.known for fact in facts), sum(fact.above for fact in facts)
-        if 0 < above <= _MANY_ABOVE * known:
-            notes.append(_above(facts, self._limit))
         return notes
+
+
+def _header(row: Row) -> tuple[int, int] | DataError:
+    try:
+        return _common_size(row)
+    except DataError as error:
+        return error
 
 
 def _common_size(row: Row) -> tuple[int, int]:
@@ -344,126 +321,3 @@ def _drawn(rows: Sequence[Row], count: int | None) -> list[Row]:
         return list(rows)
     chosen = np.random.default_rng(_SEED).choice(len(rows), count, replace=False)
     return [rows[index] for index in sorted(chosen.tolist())]
-
-
-def _measure(sample: StereoSample, limit: float) -> PairFacts:
-    known = sample.disparity[sample.valid]
-    is_identical = bool(np.array_equal(sample.left, sample.right))
-    is_constant = any(bool((view == view[0, 0]).all()) for view in (sample.left, sample.right))
-    explanation = None
-    if sample.has_gt and not (is_identical or is_constant):
-        explanation = explain(sample.row, sample.left, sample.right, sample.disparity)
-    return PairFacts(
-        row=sample.row,
-        pixels=sample.disparity.size,
-        known=known.size,
-        above=int((known >= limit).sum()),
-        disparity=(float(known.min()), float(known.max())) if known.size else None,
-        errors=photo_errors(sample.left, sample.right, sample.disparity),
-        explanation=explanation,
-        is_identical=is_identical,
-        is_constant=is_constant,
-    )
-
-
-def _warnings(facts: Sequence[PairFacts], dataset: str, limit: float) -> list[str]:
-    """What looks wrong in the measured pairs of a source."""
-    return [
-        *_same_or_constant(facts),
-        *_findings(facts, dataset),
-        *_row_offset(facts),
-        *_amount(facts, limit),
-    ]
-
-
-def _same_or_constant(facts: Sequence[PairFacts]) -> list[str]:
-    warnings: list[str] = []
-    identical = [fact for fact in facts if fact.is_identical]
-    constant = [fact for fact in facts if fact.is_constant and not fact.is_identical]
-    if identical:
-        warnings.append(
-            f"left and right are the same picture in {_of(identical, facts)}. Check the second "
-            "column"
-        )
-    if constant:
-        warnings.append(
-            f"a view has a single colour in {_of(constant, facts)}. Check the image files"
-        )
-    return warnings
-
-
-def _findings(facts: Sequence[PairFacts], dataset: str) -> list[str]:
-    """What most of the pairs prefer that another explanation fits better, if enough of them do."""
-    explained = [(fact, fact.explanation) for fact in facts if fact.explanation is not None]
-    found = [(fact, told, told.finding) for fact, told in explained if told.finding is not None]
-    if not found or len(found) < _SOME_PAIRS * len(explained):
-        return _unexplained(explained)
-    kind, count = Counter(finding.kind for _, _, finding in found).most_common(1)[0]
-    first, told, finding = next(each for each in found if each[2].kind == kind)
-    return [
-        f"{count} of {len(explained)} pairs (first {first.row.where}) fit better {finding.how}: "
-        f"{finding.error:.1f} grey levels against {told.error:.1f} as {dataset}. {finding.remedy}"
-    ]
-
-
-def _unexplained(explained: Sequence[tuple[PairFacts, Explanation]]) -> list[str]:
-    hopeless = [(fact, told) for fact, told in explained if told.unexplained]
-    if not hopeless or len(hopeless) < _MOST_PAIRS * len(explained):
-        return []
-    first, told = hopeless[0]
-    return [
-        f"the truth does not explain the right view in {len(hopeless)} of {len(explained)} pairs "
-        f"(first {first.row.where}): {told.error:.1f} grey levels, {told.zero_error:.1f} at "
-        "disparity 0. Check that the files of a line belong together, and the encoding of the truth"
-    ]
-
-
-def _row_offset(facts: Sequence[PairFacts]) -> list[str]:
-    """A warning when a tenth of the pairs or more is shifted vertically."""
-    found = [
-        (fact, fact.explanation.row_offset)
-        for fact in facts
-        if fact.explanation is not None and fact.explanation.row_offset is not None
-    ]
-    shifted = [(fact, offset) for fact, offset in found if abs(offset) > _ROW_OFFSET]
-    if not shifted or len(shifted) < _SOME_PAIRS * len(found):
-        return []
-    middle = float(np.median([offset for _, offset in shifted]))
-    where = "lower" if middle > 0 else "higher"
-    return [
-        f"the right view lies {abs(middle):.1f} px {where} than the left one in "
-        f"{_of([fact for fact, _ in shifted], facts)}. Rectify the pairs"
-    ]
-
-
-def _amount(facts: Sequence[PairFacts], limit: float) -> list[str]:
-    """Warnings about too little usable truth and about truth beyond the limit."""
-    with_truth = [fact for fact in facts if fact.row.disparity is not None]
-    known, above = sum(fact.known for fact in facts), sum(fact.above for fact in facts)
-    warnings: list[str] = []
-    if above > _MANY_ABOVE * known:
-        warnings.append(
-            f"{_above(facts, limit)}. Raise dataset.max_disparity and model.max_disparity, or "
-            "check the encoding"
-        )
-    valid = (known - above) / max(1, sum(fact.pixels for fact in with_truth))
-    if with_truth and valid < _FEW_VALID:
-        warnings.append(
-            f"only {100 * valid:.2g} % of the pixels have usable truth (known, above 0 and below "
-            f"{limit:g} px). Check dataset_name (the encoding), masks and max_disparity"
-        )
-    return warnings
-
-
-def _above(facts: Sequence[PairFacts], limit: float) -> str:
-    known, above = sum(fact.known for fact in facts), sum(fact.above for fact in facts)
-    highest = max(fact.disparity[1] for fact in facts if fact.disparity is not None)
-    return (
-        f"{100 * above / known:.2g} % of the truth is at or above max_disparity {limit:g} px and "
-        f"is not used; the largest is {highest:g} px"
-    )
-
-
-def _of(some: Sequence[PairFacts], every: Sequence[PairFacts]) -> str:
-    """`3 of 32 pairs (first train.txt:7)`."""
-    return f"{len(some)} of {len(every)} pairs (first {some[0].row.where})"

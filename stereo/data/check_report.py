@@ -22,7 +22,7 @@ from stereo.viz import Picture
 _SHOWN_FAULTS = 20  # per source
 _SHOWN_SIZES = 5
 _SHOWN_PAIRS = 3  # per source
-_PANEL_WIDTH, _LINE_HEIGHT, _GAP = 320, 18, 4  # px of the sheet
+_PANEL_WIDTH, _PANEL_HEIGHT, _LINE_HEIGHT, _GAP = 320, 480, 18, 4  # px of the sheet
 _PANELS = ("left", "right", "truth", "warped difference")
 _FULL_DIFFERENCE = 40.0  # grey levels; larger ones have the last colour
 _INK, _PAPER = (230, 230, 230), 24
@@ -129,14 +129,13 @@ def _panels(sample: StereoSample) -> Picture:
 
 
 def _panel(picture: Picture) -> Picture:
-    """A picture scaled to the width of a panel, with a gap on the right and below."""
+    """A picture scaled into a panel of full width, as high as it needs, with a gap on two sides."""
     height, width = picture.shape[:2]
-    size = (_PANEL_WIDTH, max(1, round(height * _PANEL_WIDTH / width)))
-    scaled = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-    colour = (_PAPER, _PAPER, _PAPER)
-    return np.asarray(
-        cv2.copyMakeBorder(scaled, 0, _GAP, 0, _GAP, cv2.BORDER_CONSTANT, value=colour), np.uint8
-    )
+    scale = min(_PANEL_WIDTH / width, _PANEL_HEIGHT / height)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    panel = np.full((size[1] + _GAP, _PANEL_WIDTH + _GAP, 3), _PAPER, np.uint8)
+    panel[: size[1], : size[0]] = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    return panel
 
 
 def _caption(text: str, width: int = len(_PANELS) * (_PANEL_WIDTH + _GAP)) -> Picture:

@@ -47,6 +47,7 @@ _OUTSIDE = 255.0  # error of a pixel whose match lies outside the other view
 _PIXELS = 20_000  # of a pair that are measured; the median then varies by about 1 %
 _TRIED = 8_000  # of a pair on which other explanations are tried, before half of them go
 _FEWEST = 50
+_LONGEST_SIDE = 2**15 - 2  # px, of images that cv2.remap takes
 _COARSE, _FINE = 1.05, 1.005  # ratio of neighbouring factors that are tried
 _ROUND = 0.05  # a fitted divisor this near to a round one is meant to be it
 _ROUND_DIVISORS = (2, 3, 4, 8, 16, 32, 64, 100, 128, 256, 512, 1000)
@@ -102,8 +103,11 @@ def photo_errors(left: Image, right: Image, disparity: FloatMap) -> tuple[float,
         disparity: float32 (H, W) px, +inf where unknown.
 
     Returns:
-        Medians over the pixels whose match lies in the right view, None with fewer than 50.
+        Medians over the pixels whose match lies in the right view, None with fewer than 50 or
+        for a side of 32 767 px or more.
     """
+    if max(disparity.shape) > _LONGEST_SIDE:
+        return None
     places = _chosen(disparity <= np.arange(left.shape[1], dtype=np.float32), _PIXELS)
     if len(places[0]) < _FEWEST:
         return None
@@ -114,10 +118,12 @@ def photo_errors(left: Image, right: Image, disparity: FloatMap) -> tuple[float,
 
 def difference_picture(left: Image, right: Image, disparity: FloatMap) -> Values:
     """|left - right warped by the truth| in grey levels (H, W), NaN where it is not known."""
+    difference = np.full(disparity.shape, np.nan, np.float32)
+    if max(disparity.shape) > _LONGEST_SIDE:
+        return difference
     x, y = np.meshgrid(*(np.arange(size, dtype=np.float32) for size in disparity.shape[::-1]))
     inside = disparity <= x
     sampled = _sample(right.astype(np.float32), x - np.where(inside, disparity, 0), y)
-    difference = np.full(disparity.shape, np.nan, np.float32)
     if inside.any():
         difference[inside] = _differences(left[inside].astype(np.float32), sampled[inside])
     return difference
@@ -133,8 +139,11 @@ def explain(row: Row, left: Image, right: Image, disparity: FloatMap | None) -> 
         disparity: float32 (H, W) px, +inf where unknown; None when its class cannot read the file.
 
     Returns:
-        None when too few pixels are known, or there is too little texture, to say anything.
+        None when nothing can be said: too few pixels are known, there is too little texture, or a
+        side has 32 767 px or more.
     """
+    if max(left.shape) > _LONGEST_SIDE:
+        return None
     size = left.shape[:2]
     stored = _stored(row, size)
     used = _nothing(size) if disparity is None else disparity
@@ -318,7 +327,8 @@ def _best_factor(trial: _Trial, unit: Values) -> tuple[float, float] | None:
         best = int(np.argmin(errors))
         return float(factors[best]), errors[best]
 
-    factor, _ = search(_LEAST_DISPARITY / middle, width / 3 / middle, _COARSE)
+    largest = max(width / 3, 2 * _LEAST_DISPARITY)
+    factor, _ = search(_LEAST_DISPARITY / middle, largest / middle, _COARSE)
     return search(factor / _COARSE, factor * _COARSE, _FINE)
 
 

@@ -209,6 +209,12 @@ def test_a_png_that_the_class_refuses_is_a_fault_that_says_what_fits(
     assert fitting in report.faults[0]
 
 
+def test_an_rgb_code_that_the_class_refuses_is_named(maker: Maker) -> None:
+    report = maker.check("Kitti", write=FSD_PNG.write, suffix=".png")
+    assert "expected 1 channel of uint16 (uint16 / 256)" in report.faults[0]
+    assert "The pair fits when the truth is read as FSD or IsaacRealDataset" in report.faults[0]
+
+
 @pytest.mark.parametrize("factor", [1, 2, 4, 8])
 def test_grey_levels_in_three_channels_are_no_rgb_code(factor: int, maker: Maker) -> None:
     report = maker.check("FSD", write=write_grey(factor, 3), suffix=".png")
@@ -264,6 +270,34 @@ def test_a_truth_of_another_pair_explains_nothing(
     report = Maker(tmp_path, other).check()
     assert "the truth does not explain the right view" in report.warnings[0]
     assert "belong together" in report.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "line", "words"),
+    [
+        ("Kitti", "Teddy/disp_crestereo_u16x32.png", "Use dataset_name Crestereo"),
+        ("Crestereo", "Teddy/disp_kitti_u16x256.png", "Use dataset_name Kitti"),
+        ("FSD", "Teddy/disp_kitti_u16x256.png", "Use dataset_name Kitti"),
+        ("FSD", "Teddy/disp_middlebury_u8.png", "fits with the value itself as disparity"),
+        ("Kitti", "Teddy/disp_fsd_rgb.png", "Use dataset_name FSD"),
+    ],
+)
+def test_wrong_readings_of_a_real_scene_are_named(
+    dataset: str, line: str, words: str, tmp_path: Path, real_data: Path
+) -> None:
+    folder = real_data / "Encodings"
+    file = tmp_path / "wrong.txt"
+    file.write_text(f"{folder}/Teddy/im0.png {folder}/Teddy/im1.png {folder}/{line}\n")
+    report = only_source(spec_of(train=[(dataset, file)]))
+    assert words in " ".join([*report.warnings, *report.faults])
+
+
+def test_real_depth_is_recognised(tmp_path: Path, real_data: Path) -> None:
+    scene = real_data / "Eth3d" / "terrace"
+    file = tmp_path / "depth.txt"
+    file.write_text(f"{scene}/im0.png {scene}/im1.png {scene}/depth0GT.pfm\n")
+    report = only_source(spec_of(train=[("IsaacRealDataset", file)]))
+    assert "look like depth" in report.warnings[0]
 
 
 # Views
@@ -376,6 +410,20 @@ def test_sizes_are_listed_and_pairs_below_the_crop_noted(
     assert "size (w x h)       192x128: 3, 160x96: 1" in report_text(
         check_data(spec, ["train_dataset"])
     )
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 33_000), (300, 1)])
+def test_odd_sizes_are_measured_as_far_as_possible(size: tuple[int, int], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("left", "right"):
+        write_png(tmp_path / f"{name}.png", rng.integers(0, 256, (*size, 3), np.uint8))
+    PFM.write(tmp_path / "truth.pfm", np.full(size, 2, np.float32))
+    file = tmp_path / "odd.txt"
+    file.write_text("left.png right.png truth.pfm\n")
+    spec = spec_of(train=[("FSD", file)])
+    report = only_source(spec)
+    assert (report.faults, report.disparity, report.errors) == ((), (2, 2), None)
+    assert contact_sheet(check_data(spec, ["train_dataset"])) is not None
 
 
 # Several sources, faults, extent

@@ -1,0 +1,181 @@
+"""What is measured on the pairs of a data source, and what is doubtful about them.
+
+A warning says what looks wrong, in how many pairs, in which line first, and what to do.
+
+Units: disparity px, errors grey levels 0..255.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stereo.data.annotations import Row
+from stereo.data.consistency import Explanation, explain, photo_errors
+from stereo.data.datasets import StereoSample
+
+_MANY_ABOVE = 0.05  # share of the truth at or above the limit that is warned about
+_FEW_VALID = 0.01
+_SOME_PAIRS = 0.1  # share of the pairs that must agree on a finding
+_MOST_PAIRS = 0.5
+_ROW_OFFSET = 0.6  # px; the calibration of KITTI leaves 0.2 to 0.36
+
+
+@dataclass(frozen=True)
+class PairFacts:
+    """What was measured on one pair.
+
+    Attributes:
+        row: where it came from.
+        pixels: H * W.
+        known: pixels with known truth.
+        above: known pixels at or above the limit.
+        disparity: smallest and largest known disparity in px, None without any.
+        errors: photo-consistency with the truth and at disparity 0, None where not measurable.
+        explanation: see `consistency.explain`; None without truth or texture.
+        is_identical: left and right are the same picture.
+        is_constant: one of the views has a single colour.
+    """
+
+    row: Row
+    pixels: int
+    known: int
+    above: int
+    disparity: tuple[float, float] | None
+    errors: tuple[float, float] | None
+    explanation: Explanation | None
+    is_identical: bool
+    is_constant: bool
+
+
+def measure(sample: StereoSample, limit: float) -> PairFacts:
+    """Measure a pair against the limit in px at and above which truth counts nowhere."""
+    known = sample.disparity[sample.valid]
+    is_identical = bool(np.array_equal(sample.left, sample.right))
+    is_constant = any(bool((view == view[0, 0]).all()) for view in (sample.left, sample.right))
+    explanation = None
+    if sample.has_gt and not (is_identical or is_constant):
+        explanation = explain(sample.row, sample.left, sample.right, sample.disparity)
+    return PairFacts(
+        row=sample.row,
+        pixels=sample.disparity.size,
+        known=known.size,
+        above=int((known >= limit).sum()),
+        disparity=(float(known.min()), float(known.max())) if known.size else None,
+        errors=photo_errors(sample.left, sample.right, sample.disparity),
+        explanation=explanation,
+        is_identical=is_identical,
+        is_constant=is_constant,
+    )
+
+
+def warnings_of(facts: Sequence[PairFacts], dataset: str, limit: float) -> list[str]:
+    """What looks wrong in the measured pairs of a source."""
+    return [
+        *_same_or_constant(facts),
+        *_findings(facts, dataset),
+        *_row_offset(facts),
+        *_amount(facts, limit),
+    ]
+
+
+def _same_or_constant(facts: Sequence[PairFacts]) -> list[str]:
+    warnings: list[str] = []
+    identical = [fact for fact in facts if fact.is_identical]
+    constant = [fact for fact in facts if fact.is_constant and not fact.is_identical]
+    if identical:
+        warnings.append(
+            f"left and right are the same picture in {_of(identical, facts)}. Check the second "
+            "column"
+        )
+    if constant:
+        warnings.append(
+            f"a view has a single colour in {_of(constant, facts)}. Check the image files"
+        )
+    return warnings
+
+
+def _findings(facts: Sequence[PairFacts], dataset: str) -> list[str]:
+    """What most of the pairs prefer that another explanation fits better, if enough of them do."""
+    explained = [(fact, fact.explanation) for fact in facts if fact.explanation is not None]
+    found = [(fact, told, told.finding) for fact, told in explained if told.finding is not None]
+    if not found or len(found) < _SOME_PAIRS * len(explained):
+        return _unexplained(explained)
+    kind, count = Counter(finding.kind for _, _, finding in found).most_common(1)[0]
+    first, told, finding = next(each for each in found if each[2].kind == kind)
+    return [
+        f"{count} of {len(explained)} pairs (first {first.row.where}) fit better {finding.how}: "
+        f"{finding.error:.1f} grey levels against {told.error:.1f} as {dataset}. {finding.remedy}"
+    ]
+
+
+def _unexplained(explained: Sequence[tuple[PairFacts, Explanation]]) -> list[str]:
+    hopeless = [(fact, told) for fact, told in explained if told.unexplained]
+    if not hopeless or len(hopeless) < _MOST_PAIRS * len(explained):
+        return []
+    first, told = hopeless[0]
+    return [
+        f"the truth does not explain the right view in {len(hopeless)} of {len(explained)} pairs "
+        f"(first {first.row.where}): {told.error:.1f} grey levels, {told.zero_error:.1f} at "
+        "disparity 0. Check that the files of a line belong together, and the encoding of the truth"
+    ]
+
+
+def _row_offset(facts: Sequence[PairFacts]) -> list[str]:
+    """A warning when a tenth of the pairs or more is shifted vertically."""
+    found = [
+        (fact, fact.explanation.row_offset)
+        for fact in facts
+        if fact.explanation is not None and fact.explanation.row_offset is not None
+    ]
+    shifted = [(fact, offset) for fact, offset in found if abs(offset) > _ROW_OFFSET]
+    if not shifted or len(shifted) < _SOME_PAIRS * len(found):
+        return []
+    middle = float(np.median([offset for _, offset in shifted]))
+    where = "lower" if middle > 0 else "higher"
+    return [
+        f"the right view lies {abs(middle):.1f} px {where} than the left one in "
+        f"{_of([fact for fact, _ in shifted], facts)}. Rectify the pairs"
+    ]
+
+
+def _amount(facts: Sequence[PairFacts], limit: float) -> list[str]:
+    """Warnings about too little usable truth and about truth beyond the limit."""
+    with_truth = [fact for fact in facts if fact.row.disparity is not None]
+    known, above = sum(fact.known for fact in facts), sum(fact.above for fact in facts)
+    warnings: list[str] = []
+    if above > _MANY_ABOVE * known:
+        warnings.append(
+            f"{_above(facts, limit)}. Raise dataset.max_disparity and model.max_disparity, or "
+            "check the encoding"
+        )
+    valid = (known - above) / max(1, sum(fact.pixels for fact in with_truth))
+    if with_truth and valid < _FEW_VALID:
+        warnings.append(
+            f"only {100 * valid:.2g} % of the pixels have usable truth (known, above 0 and below "
+            f"{limit:g} px). Check dataset_name (the encoding), masks and max_disparity"
+        )
+    return warnings
+
+
+def notes_of(facts: Sequence[PairFacts], limit: float) -> list[str]:
+    """What is worth knowing about the measured pairs of a source, without being a doubt."""
+    known, above = sum(fact.known for fact in facts), sum(fact.above for fact in facts)
+    return [_above(facts, limit)] if 0 < above <= _MANY_ABOVE * known else []
+
+
+def _above(facts: Sequence[PairFacts], limit: float) -> str:
+    known, above = sum(fact.known for fact in facts), sum(fact.above for fact in facts)
+    highest = max(fact.disparity[1] for fact in facts if fact.disparity is not None)
+    return (
+        f"{100 * above / known:.2g} % of the truth is at or above max_disparity {limit:g} px and "
+        f"is not used; the largest is {highest:g} px"
+    )
+
+
+def _of(some: Sequence[PairFacts], every: Sequence[PairFacts]) -> str:
+    """`3 of 32 pairs (first train.txt:7)`."""
+    return f"{len(some)} of {len(every)} pairs (first {some[0].row.where})"
