@@ -2,7 +2,8 @@
 
 A training sample is a function of (seed, epoch, source, index) alone: the sampler hands out
 (epoch, index) pairs and each sample has its own generator, so worker count and batch size do not
-matter. Validation, evaluation and inference read whole pairs at native size.
+matter. Validation, evaluation and inference read whole pairs at native size. All of them, and the
+check, read through the decoded cache.
 
 | key of a batch | content |
 |---|---|
@@ -13,6 +14,7 @@ matter. Validation, evaluation and inference read whole pairs at native size.
 | has_gt | bool (B,): the sample came with ground truth |
 | name | list of B texts |
 | index | int64 (B,): place in the split, 0-based, in file order |
+| from_cache | bool (B,): the files did not have to be decoded |
 """
 
 from __future__ import annotations
@@ -20,22 +22,22 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from stereo.data.annotations import Row, parse, raise_faults
 from stereo.data.augment_stereo import augment
-from stereo.data.datasets import Format, StereoSample, find_format
+from stereo.data.cache import SampleCache, open_cache, read_sample, require
+from stereo.data.datasets import StereoFormat, StereoSample, find_format
 from stereo.data.encodings import FloatMap, Image, read_image_size
+from stereo.data.remote import RemoteFile
 from stereo.errors import DataError
 from stereo.spec.data import SplitSpec, StereoAugmentSpec
 from stereo.spec.experiment import ExperimentSpec
@@ -44,15 +46,14 @@ Batch: TypeAlias = dict[str, Any]
 
 log = logging.getLogger(__name__)
 
-# Per split. A small set is decoded once and stays; beyond it the rest is decoded every time.
-_DECODED_BYTES = 256 * 2**20
+_DECODED_BEFOREHAND = 2000  # pairs per split; of a larger one a sample, seconds to a minute
 
 
 @dataclass(frozen=True)
 class Entry:
     """One sample of a split: its class, its row and its place."""
 
-    form: Format
+    form: StereoFormat
     row: Row
     source: int  # index of the data source within the split
     index: int  # index of the row within the source
@@ -60,14 +61,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """What `preflight` found in a split.
+    """What `preflight` found in a split; disparities and the share are of the decoded samples.
 
     Attributes:
         pairs: number of samples.
-        sizes: samples per image size (H, W) in px.
+        sizes: samples per image size (H, W) in px, as far as they were looked at.
         min_disparity: smallest known disparity in px, None without any.
         max_disparity: largest known disparity in px, before the limit, None without any.
-        valid_share: share of all pixels whose truth is known and below the limit.
+        valid_share: share of the pixels whose truth is known and below the limit.
     """
 
     pairs: int
@@ -77,7 +78,7 @@ class SplitFacts:
     valid_share: float
 
 
-class StereoDataModule(pl.LightningDataModule):
+class StereoDataModule:
     """Training and validation data of an experiment.
 
     Args:
@@ -89,17 +90,17 @@ class StereoDataModule(pl.LightningDataModule):
     """
 
     def __init__(self, spec: ExperimentSpec, seed: int) -> None:
-        super().__init__()
         split = spec.dataset.train_dataset
         entries = _entries(split)
         _require_batch(entries, split)
         self._seed = seed if seed >= 0 else int(np.random.SeedSequence().generate_state(1)[0])
         self._order = EpochSampler(len(entries), self._seed)
-        dataset = TrainingCrops(entries, spec, self._seed)
+        cache = open_cache(spec.dataset)
+        dataset = TrainingCrops(entries, spec, self._seed, cache)
         self._train = _loader(
             dataset, split, sampler=self._order, batch_size=split.batch_size, drop_last=True
         )
-        self._val = self._validation(spec)
+        self._val = self._validation(spec, cache)
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next pass over the training data the one of `epoch`, 0-based."""
@@ -114,12 +115,14 @@ class StereoDataModule(pl.LightningDataModule):
         return self._val
 
     @staticmethod
-    def _validation(spec: ExperimentSpec) -> DataLoader[Batch] | list[Any]:
+    def _validation(
+        spec: ExperimentSpec, cache: SampleCache | None
+    ) -> DataLoader[Batch] | list[Any]:
         split = spec.dataset.val_dataset
         if not split.data_sources:
             return []
         entries = _entries(split)
-        pairs = WholePairs(entries, spec, split.augmentation, _DECODED_BYTES)
+        pairs = WholePairs(entries, spec, split.augmentation, cache)
         return _whole_loader(pairs, split, split.batch_size)
 
 
@@ -140,7 +143,8 @@ def evaluation_loader(
         DataError: faulty annotation files, listed with line and reason (exit code 2).
     """
     entries = _entries(split, inference=inference)
-    return _whole_loader(WholePairs(entries, spec, split.augmentation, 0), split, batch_size)
+    pairs = WholePairs(entries, spec, split.augmentation, open_cache(spec.dataset))
+    return _whole_loader(pairs, split, batch_size)
 
 
 def preflight(
@@ -148,7 +152,10 @@ def preflight(
     splits: Sequence[str],
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, SplitFacts]:
-    """Read every file of the splits completely.
+    """Read every file of the splits completely, which fills the decoded cache.
+
+    Of a split with more than 2000 pairs a seeded sample of that size is read so; of the others only
+    the heads of the images, or nothing where that takes a request each.
 
     Args:
         spec: the experiment.
@@ -166,11 +173,18 @@ def preflight(
         faults += reasons
     total, done = sum(map(len, entries.values())), 0
     facts: dict[str, SplitFacts] = {}
+    cache, reads = open_cache(spec.dataset), Reads()
     for name, samples in entries.items():
         survey = _Survey(disparity_limit(spec))
-        for entry in samples:
+        decoded = _decoded_beforehand(name, len(samples))
+        for number, entry in enumerate(samples):
             try:
-                survey.add(entry.form.read(entry.row))
+                if number in decoded:
+                    sample, from_cache = read_sample(entry.form, entry.row, cache)
+                    survey.add(sample)
+                    reads.add([from_cache])
+                else:
+                    survey.add_undecoded(_size_in_heads(entry.row))
             except DataError as error:
                 faults.append(str(error))
             done += 1
@@ -179,7 +193,10 @@ def preflight(
         facts[name] = survey.facts()
         if not faults:
             faults += _unusable(spec, name, facts[name], samples)
+    reads.log("pairs of the check")
     raise_faults(faults)
+    if cache is not None:
+        require(spec.dataset, cache.directory, cache.stopped)
     return facts
 
 
@@ -229,50 +246,28 @@ class SameSizeBatches(Sampler[list[int]]):
         return iter(self._batches)
 
 
-class _Samples:
-    """Decoded samples by index; kept in memory while the byte budget lasts, never evicted.
-
-    A pass in random order finds as much in such a store as in one that evicts.
-    """
-
-    def __init__(self, entries: Sequence[Entry], budget: int) -> None:
-        self.entries = entries
-        self._room = budget
-        self._kept: dict[int, StereoSample] = {}
-
-    def read(self, index: int) -> StereoSample:
-        """The sample; its arrays must not be changed."""
-        sample = self._kept.get(index)
-        if sample is None:
-            entry = self.entries[index]
-            sample = entry.form.read(entry.row)
-            arrays = (sample.left, sample.right, sample.disparity)
-            size = sum(array.nbytes for array in arrays)
-            if size <= self._room:
-                self._room -= size
-                self._kept[index] = sample
-        return sample
-
-
 class TrainingCrops(Dataset[Batch]):
     """Augmented crops, indexed by (epoch, index)."""
 
-    def __init__(self, entries: Sequence[Entry], spec: ExperimentSpec, seed: int) -> None:
-        split = spec.dataset.train_dataset
-        self._samples = _Samples(entries, _DECODED_BYTES // max(1, _workers(split)))
-        self._augmentation = split.augmentation
-        self._tensors = _Tensors(split.augmentation, disparity_limit(spec))
+    def __init__(
+        self, entries: Sequence[Entry], spec: ExperimentSpec, seed: int, cache: SampleCache | None
+    ) -> None:
+        self._entries = entries
+        self._augmentation = spec.dataset.train_dataset.augmentation
+        self._tensors = _Tensors(self._augmentation, disparity_limit(spec))
         self._seed = seed
+        self._cache = cache
 
     def __len__(self) -> int:
-        return len(self._samples.entries)
+        return len(self._entries)
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         epoch, index = key
-        entry = self._samples.entries[index]
+        entry = self._entries[index]
         rng = np.random.default_rng((self._seed, epoch, entry.source, entry.index))
-        crop = augment(self._samples.read(index), self._augmentation, rng)
-        return self._tensors(crop, index)
+        sample, from_cache = read_sample(entry.form, entry.row, self._cache)
+        crop = augment(sample, self._augmentation, rng)
+        return self._tensors(crop, index, from_cache=from_cache)
 
 
 class WholePairs(Dataset[Batch]):
@@ -283,17 +278,19 @@ class WholePairs(Dataset[Batch]):
         entries: Sequence[Entry],
         spec: ExperimentSpec,
         augmentation: StereoAugmentSpec,
-        budget: int,
+        cache: SampleCache | None,
     ) -> None:
         self.entries = entries
-        self._samples = _Samples(entries, budget)
         self._tensors = _Tensors(augmentation, disparity_limit(spec))
+        self._cache = cache
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitem__(self, index: int) -> Batch:
-        return self._tensors(self._samples.read(index), index)
+        entry = self.entries[index]
+        sample, from_cache = read_sample(entry.form, entry.row, self._cache)
+        return self._tensors(sample, index, from_cache=from_cache)
 
 
 class _Tensors:
@@ -306,24 +303,25 @@ class _Tensors:
         self._tables = [np.ascontiguousarray(table[:, channel]) for channel in range(3)]
         self._limit = limit
 
-    def __call__(self, sample: StereoSample, index: int) -> Batch:
+    def __call__(self, sample: StereoSample, index: int, *, from_cache: bool) -> Batch:
         valid = sample.disparity < self._limit
         return {
             "left": self._normalised(sample.left),
             "right": self._normalised(sample.right),
             "disparity": sample.disparity[None],
             "valid": valid[None],
-            "truth_pixels": int(sample.valid.sum()),
+            "truth_pixels": np.count_nonzero(sample.valid),
             "has_gt": sample.has_gt,
             "name": sample.name,
             "index": index,
+            "from_cache": from_cache,
         }
 
     def _normalised(self, image: Image) -> FloatMap:
         """Float32 (3, H, W); a table look-up is four times as fast as arithmetic."""
         planes = np.empty((3, *image.shape[:2]), np.float32)
-        for channel, table in enumerate(self._tables):
-            cv2.LUT(cv2.extractChannel(image, channel), table, dst=planes[channel])
+        for channel, values in enumerate(cv2.split(image)):
+            cv2.LUT(values, self._tables[channel], dst=planes[channel])
         return planes
 
 
@@ -333,11 +331,35 @@ def collate(items: Sequence[Batch]) -> Batch:
     batch: Batch = {
         key: torch.as_tensor(np.stack([item[key] for item in items])) for key in stacked
     }
-    batch["truth_pixels"] = torch.tensor([item["truth_pixels"] for item in items])
-    batch["has_gt"] = torch.tensor([item["has_gt"] for item in items])
+    for key in ("truth_pixels", "has_gt", "index", "from_cache"):
+        batch[key] = torch.tensor([item[key] for item in items])
     batch["name"] = [item["name"] for item in items]
-    batch["index"] = torch.tensor([item["index"] for item in items])
     return batch
+
+
+class Reads:
+    """Samples of a pass, by whether their files had to be decoded."""
+
+    def __init__(self) -> None:
+        self.cached = self.decoded = 0
+
+    def add(self, from_cache: Iterable[bool]) -> None:
+        """Count samples."""
+        for cached in from_cache:
+            self.cached += cached
+            self.decoded += not cached
+
+    def log(self, samples: str) -> None:
+        """Write the line of the pass into the log, if it read anything, and start anew.
+
+        Args:
+            samples: what was read, for example `training pairs`.
+        """
+        total = self.cached + self.decoded
+        if total:
+            text = "data: %d of %d %s from the cache, %d decoded"
+            log.info(text, self.cached, total, samples, self.decoded)
+        self.cached = self.decoded = 0
 
 
 def _entries(split: SplitSpec, *, inference: bool = False) -> list[Entry]:
@@ -354,13 +376,12 @@ def _parse(split: SplitSpec, *, inference: bool) -> tuple[list[Entry], list[str]
         [] if split.data_sources else ["data_sources: empty; name a dataset_name and a data_file"]
     )
     for number, source in enumerate(split.data_sources or []):
-        path = Path(source.data_file).expanduser()
         try:
             form = find_format(source.dataset_name)
         except DataError as error:
-            faults.append(f"{path}: {error}")
+            faults.append(f"{source.data_file}: {error}")
             continue
-        rows, reasons = parse(path, form, inference=inference)
+        rows, reasons = parse(source.data_file, form, inference=inference)
         faults += reasons
         if not inference and rows and rows[0].disparity is None:
             faults.append(f"{rows[0].where}: no ground truth; add the disparity as third column")
@@ -415,6 +436,37 @@ def _workers(split: SplitSpec) -> int:
     return min(split.workers, len(os.sched_getaffinity(0)) if may_ask else os.cpu_count() or 1)
 
 
+def _decoded_beforehand(name: str, count: int) -> Container[int]:
+    """Numbers of the samples of a split that the check decodes."""
+    if count <= _DECODED_BEFOREHAND:
+        return range(count)
+    log.info(
+        "data: of the %d pairs of %s a sample of %d is decoded beforehand, of the others only the"
+        " heads of local images are read",
+        count,
+        name,
+        _DECODED_BEFOREHAND,
+    )
+    return set(np.random.default_rng(count).permutation(count)[:_DECODED_BEFOREHAND].tolist())
+
+
+def _size_in_heads(row: Row) -> tuple[int, int] | None:
+    """Height and width, the same for both images; None for remote ones."""
+    if isinstance(row.left, RemoteFile) or isinstance(row.right, RemoteFile):
+        return None
+    assert row.right is not None  # the parser gives a stereo row two images
+    try:
+        left, right = read_image_size(row.left), read_image_size(row.right)
+    except DataError as error:
+        raise DataError(f"{row.where}: {error}") from error
+    if left != right:
+        raise DataError(
+            f"{row.where}: {row.right}: size {right[1]}x{right[0]} differs from the left image's "
+            f"{left[1]}x{left[0]}"
+        )
+    return left
+
+
 class _Survey:
     """Facts of a split, collected sample by sample."""
 
@@ -422,25 +474,30 @@ class _Survey:
         self._limit = limit
         self._sizes: Counter[tuple[int, int]] = Counter()
         self._lowest, self._highest = np.inf, -np.inf
-        self._valid = 0
+        self._pairs = self._valid = self._pixels = 0
 
     def add(self, sample: StereoSample) -> None:
         height, width = sample.disparity.shape
-        self._sizes[height, width] += 1
+        self.add_undecoded((height, width))
         known = sample.disparity[sample.valid]
         self._lowest = min(self._lowest, float(known.min(initial=np.inf)))
         self._highest = max(self._highest, float(known.max(initial=-np.inf)))
-        self._valid += int((known < self._limit).sum())
+        self._valid += np.count_nonzero(known < self._limit)
+        self._pixels += height * width
+
+    def add_undecoded(self, size: tuple[int, int] | None) -> None:
+        self._pairs += 1
+        if size is not None:
+            self._sizes[size] += 1
 
     def facts(self) -> SplitFacts:
-        pixels = sum(height * width * count for (height, width), count in self._sizes.items())
         has_truth = self._lowest <= self._highest
         return SplitFacts(
-            pairs=sum(self._sizes.values()),
+            pairs=self._pairs,
             sizes=dict(self._sizes),
             min_disparity=self._lowest if has_truth else None,
             max_disparity=self._highest if has_truth else None,
-            valid_share=self._valid / pixels if pixels else 0.0,
+            valid_share=self._valid / self._pixels if self._pixels else 0.0,
         )
 
 

@@ -18,6 +18,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
+from stereo.data.loaders import Reads
 from stereo.errors import NoResultError
 from stereo.metrics import DisparityMetrics
 from stereo.predict import Predictor
@@ -72,10 +73,12 @@ def evaluate(
     Raises:
         NoResultError: no valid pixel in any sample, or a metric that is not finite.
     """
-    scores = Scores(predictor, max_disparity)
+    scores, reads = Scores(predictor, max_disparity), Reads()
     with progress_bar(progress) as bar:
         for batch in bar.track(loader, description=f"evaluating ({predictor.backend})"):
+            reads.add(batch["from_cache"])
             scores.add(batch, predictor(batch["left"], batch["right"]))
+    reads.log("pairs of the evaluation")
     return scores.result()
 
 

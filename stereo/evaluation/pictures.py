@@ -12,6 +12,7 @@ import numpy as np
 
 from stereo import viz
 from stereo.data.encodings import write_depth_png, write_pfm, write_png
+from stereo.data.loaders import Reads
 from stereo.evaluation.evaluator import Scores, progress_bar
 from stereo.files import write_bytes
 from stereo.predict import Predictor
@@ -142,24 +143,32 @@ def _samples(
     preprocessing: StereoAugmentSpec,
     scores: Scores | None = None,
 ) -> Iterator[Shown]:
-    for batch in loader:
-        disparity = predictor(batch["left"], batch["right"])
-        if scores is not None:
-            scores.add(batch, disparity)
-        for position, name in enumerate(batch["name"]):
-            valid = batch["valid"][position, 0].numpy()
-            yield Shown(
-                name=name,
-                left=viz.denormalize(
-                    batch["left"][position].numpy(),
-                    preprocessing.input_mean,
-                    preprocessing.input_std,
-                ),
-                prediction=disparity[position].numpy(),
-                truth=np.where(valid, batch["disparity"][position, 0].numpy(), np.float32(np.inf)),
-                valid=valid,
-                has_gt=bool(batch["has_gt"][position]),
-            )
+    reads = Reads()
+    try:
+        for batch in loader:
+            reads.add(batch["from_cache"])
+            disparity = predictor(batch["left"], batch["right"])
+            if scores is not None:
+                scores.add(batch, disparity)
+            for position in range(len(batch["name"])):
+                yield _shown(batch, position, disparity[position].numpy(), preprocessing)
+    finally:  # who shows the first samples leaves the rest
+        reads.log("pairs of the prediction")
+
+
+def _shown(
+    batch: Mapping[str, Any], position: int, prediction: Map, preprocessing: StereoAugmentSpec
+) -> Shown:
+    valid = batch["valid"][position, 0].numpy()
+    left = batch["left"][position].numpy()
+    return Shown(
+        name=batch["name"][position],
+        left=viz.denormalize(left, preprocessing.input_mean, preprocessing.input_std),
+        prediction=prediction,
+        truth=np.where(valid, batch["disparity"][position, 0].numpy(), np.float32(np.inf)),
+        valid=valid,
+        has_gt=bool(batch["has_gt"][position]),
+    )
 
 
 def _unused_stem(name: str, used: set[str]) -> str:

@@ -198,6 +198,7 @@ class RunCallback(pl.Callback):
         """Judge the epoch, save it, write it down, ask the study."""
         module = _depth(pl_module)
         progress = module.progress
+        module.reads.log("training pairs")
         self._rng = None
         row = {"train_loss": progress.train_loss, **module.validation, "lr": module.last_lr}
         validated, module.validation = bool(module.validation), {}

@@ -19,7 +19,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from stereo.data.loaders import disparity_limit
+from stereo.data.loaders import Reads, disparity_limit
 from stereo.errors import DivergedError
 from stereo.geometry import crop, pad_to_multiple
 from stereo.losses import sequence_loss, smooth_l1
@@ -104,6 +104,8 @@ class DepthModule(pl.LightningModule):
         self.limit = disparity_limit(spec)
         self.metrics = DisparityMetrics(self.limit)
         self.validation: dict[str, float] = {}
+        self.reads = Reads()  # of the training pairs of the current epoch
+        self._validation_reads = Reads()
         self._first_bad = ""
         self._accumulated = _Accumulated()
         self._reset_validation_loss()
@@ -126,6 +128,7 @@ class DepthModule(pl.LightningModule):
         """Add one batch to the current optimiser step and take the step when it is complete."""
         if not batch:  # seen before an interruption in the middle of this epoch
             return
+        self.reads.add(batch["from_cache"])
         if bool(batch["valid"].any()):
             self._backward(batch)
         else:
@@ -219,6 +222,7 @@ class DepthModule(pl.LightningModule):
 
     def validation_step(self, batch: Mapping[str, Any], _batch_idx: int) -> None:
         """Score a batch at native size, padded for the network and cropped back."""
+        self._validation_reads.add(batch["from_cache"])
         left, padding = pad_to_multiple(batch["left"], self.entry.stride)
         right, _ = pad_to_multiple(batch["right"], self.entry.stride)
         output = self.model(left, right, iters=self.spec.model.valid_iters, last_only=True)
@@ -231,6 +235,7 @@ class DepthModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Turn the sums into `val/<metric>`."""
+        self._validation_reads.log("validation pairs")
         loss = float(self._loss_sum) / self._loss_pixels if self._loss_pixels else math.nan
         image = self.metrics.compute()["image"]
         self.validation = {"val/loss": loss} | {f"val/{k}": v for k, v in image.items()}

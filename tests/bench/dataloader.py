@@ -144,6 +144,8 @@ def write_pairs(folder: Path, count: int, size: tuple[int, int]) -> Path:
         write_middlebury(folder / f"{i:04d}", generate(0, i, height=size[0], width=size[1]))
         for i in range(count)
     ]
+    for image in folder.rglob("im?.png"):  # compressed as the baseline's, not as the generator's
+        cv2.imwrite(str(image), cv2.imread(str(image)))
     write_annotations(folder / "pairs.txt", [files[:3] for files in scenes])
     return folder / "pairs.txt"
 

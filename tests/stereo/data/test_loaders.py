@@ -3,13 +3,18 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, Dataset
 
+from stereo.data import loaders
 from stereo.data.encodings import write_pfm, write_png
 from stereo.data.generator import EmbeddedLayout, EmbeddedSet, write_embedded
 from stereo.data.loaders import StereoDataModule, evaluation_loader, preflight
@@ -58,14 +63,26 @@ def experiment(
 
 
 def training(
-    pairs: EmbeddedSet, *, seed: int = 3, epoch: int = 0, **changes: int
+    pairs: EmbeddedSet,
+    *,
+    seed: int = 3,
+    epoch: int = 0,
+    start_method: str | None = None,
+    **changes: int,
 ) -> dict[int, Batch]:
     """All samples of an epoch by index."""
     sources = ("GenericDataset", pairs.train), ("Middlebury", pairs.train_middlebury)
     data = StereoDataModule(experiment(split(*sources, **changes)), seed)
     data.set_epoch(epoch)
+    loader = data.train_dataloader()
+    loader.multiprocessing_context = start_method
+    return samples_of(loader)
+
+
+def samples_of(loader: Iterable[Batch]) -> dict[int, Batch]:
+    """The samples of all batches by index."""
     samples: dict[int, Batch] = {}
-    for batch in data.train_dataloader():
+    for batch in loader:
         for place, index in enumerate(batch["index"].tolist()):
             samples[index] = {key: values[place] for key, values in batch.items()}
     return samples
@@ -73,7 +90,8 @@ def training(
 
 def assert_same(one: dict[int, Batch], other: dict[int, Batch]) -> None:
     for index in set(one) & set(other):
-        for key, value in one[index].items():
+        for key in one[index].keys() - {"from_cache"}:
+            value = one[index][key]
             assert np.array_equal(np.asarray(value), np.asarray(other[index][key])), (index, key)
 
 
@@ -93,16 +111,61 @@ def test_a_batch_has_the_documented_keys_types_and_shapes(pairs: EmbeddedSet) ->
         "truth_pixels": (torch.int64, (2,)),
         "has_gt": (torch.bool, (2,)),
         "index": (torch.int64, (2,)),
+        "from_cache": (torch.bool, (2,)),
     }
     assert batch["name"][0].startswith("train/")
 
 
-def test_sample_depends_on_seed_epoch_and_index_only(pairs: EmbeddedSet) -> None:
-    alone = training(pairs, batch_size=1, epoch=2)
+@pytest.fixture(scope="module")
+def alone(pairs: EmbeddedSet) -> dict[int, Batch]:
+    """Every sample of epoch 2, read one by one in this process."""
+    samples = training(pairs, batch_size=1, epoch=2)
+    assert len(samples) == 14
+    return samples
 
-    assert len(alone) == 14
-    assert_same(alone, training(pairs, batch_size=3, epoch=2))
-    assert_same(alone, training(pairs, batch_size=4, workers=2, epoch=2))
+
+@pytest.mark.parametrize(
+    ("workers", "batch_size", "start_method"),
+    [(0, 3, None), (1, 5, None), (2, 4, None), (2, 1, "fork"), (1, 7, "spawn")],
+)
+def test_a_sample_is_the_same_for_any_workers_and_batches(
+    pairs: EmbeddedSet,
+    alone: dict[int, Batch],
+    workers: int,
+    batch_size: int,
+    start_method: str | None,
+) -> None:
+    again = training(
+        pairs, batch_size=batch_size, workers=workers, start_method=start_method, epoch=2
+    )
+
+    assert len(again) == 14 // batch_size * batch_size
+    assert_same(alone, again)
+
+
+@settings(deadline=None, max_examples=10)
+@given(ranks=st.integers(1, 4), batch_size=st.integers(1, 4), order=st.permutations(range(14)))
+def test_a_sample_is_the_same_on_any_rank(
+    pairs: EmbeddedSet,
+    alone: dict[int, Batch],
+    ranks: int,
+    batch_size: int,
+    order: list[int],
+) -> None:
+    sources = ("GenericDataset", pairs.train), ("Middlebury", pairs.train_middlebury)
+    loader = StereoDataModule(experiment(split(*sources)), 3).train_dataloader()
+    for rank in range(ranks):
+        share = [(2, index) for index in order[rank::ranks]]
+        parts = DataLoader(loader.dataset, batch_size, sampler=share, collate_fn=loader.collate_fn)
+        mine = samples_of(parts)
+
+        assert mine.keys() == set(order[rank::ranks])
+        assert_same(alone, mine)
+
+
+def test_another_seed_or_epoch_gives_other_samples(
+    pairs: EmbeddedSet, alone: dict[int, Batch]
+) -> None:
     for other in (training(pairs, epoch=3), training(pairs, epoch=2, seed=4)):
         for index, sample in other.items():
             assert not np.array_equal(sample["left"], alone[index]["left"])
@@ -242,7 +305,7 @@ def test_a_file_that_breaks_later_is_named_with_its_line(mixed: Callable[..., Pa
     loader = evaluation_loader(split(("GenericDataset", path)), experiment(), batch_size=1)
     (path.parent / "r1.png").write_bytes(b"not an image")
 
-    with pytest.raises(DataError, match=r"a\.txt:2: .*r1\.png: cannot decode") as caught:
+    with pytest.raises(DataError, match=r"a\.txt:2: .*r1\.png: no image") as caught:
         list(loader)
     assert caught.value.exit_code == 1
 
@@ -319,11 +382,216 @@ def test_an_empty_split_is_refused() -> None:
         preflight(experiment(), ["train_dataset"])
 
 
-def test_spawned_workers_give_the_same_samples(pairs: EmbeddedSet) -> None:
-    """A spawned worker gets its dataset pickled."""
-    spec = experiment(split(("GenericDataset", pairs.train)))
-    dataset = StereoDataModule(spec, 1).train_dataloader().dataset
+# --- cache ----------------------------------------------------------------------------------------
 
-    copy = pickle.loads(pickle.dumps(dataset))
 
-    assert np.array_equal(copy[(0, 3)]["left"], dataset[(0, 3)]["left"])
+def cached(spec: ExperimentSpec, folder: Path, mode: str = "auto") -> ExperimentSpec:
+    spec.dataset.cache, spec.dataset.cache_dir = mode, str(folder)
+    return spec
+
+
+def hits(loader: Iterable[Batch]) -> list[bool]:
+    """By index, whether the cache had the sample."""
+    found = samples_of(loader)
+    return [bool(found[index]["from_cache"]) for index in sorted(found)]
+
+
+def test_the_check_fills_the_cache_for_training_validation_and_evaluation(
+    pairs: EmbeddedSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train = split(("GenericDataset", pairs.train), batch_size=1, workers=1)
+    val = split(("Middlebury", pairs.val_middlebury), workers=1)
+    spec = cached(experiment(train, val), tmp_path)
+    with caplog.at_level(logging.INFO):
+        facts = [preflight(spec, ["train_dataset", "val_dataset"]) for _ in range(2)]
+    data, other = StereoDataModule(spec, 1), StereoDataModule(spec, 2)
+
+    assert facts[0] == facts[1]
+    assert "data: 0 of 10 pairs of the check from the cache, 10 decoded" in caplog.text
+    assert "data: 10 of 10 pairs of the check from the cache, 0 decoded" in caplog.text
+    for trial in (data, other):  # two trials of one study
+        assert hits(trial.train_dataloader()) == [True] * 7
+        assert hits(trial.val_dataloader()) == [True] * 3
+    assert hits(evaluation_loader(val, spec, batch_size=2)) == [True] * 3
+    assert hits(evaluation_loader(val, spec, batch_size=2, inference=True)) == [True] * 3
+
+
+def test_workers_fill_the_cache_too_and_a_touched_file_is_decoded_alone(
+    mixed: Callable[..., Path], tmp_path: Path
+) -> None:
+    train = split(("GenericDataset", mixed(*[(70, 99)] * 5)), batch_size=1, workers=1)
+    data = StereoDataModule(cached(experiment(train), tmp_path / "c"), 0)
+
+    assert hits(data.train_dataloader()) == [False] * 5
+    assert hits(data.train_dataloader()) == [True] * 5
+    (tmp_path / "r3.png").touch()
+    assert hits(data.train_dataloader()) == [True, True, True, False, True]
+    assert hits(data.train_dataloader()) == [True] * 5
+
+
+def test_without_the_cache_every_sample_is_decoded(
+    pairs: EmbeddedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    spec = cached(experiment(split(("GenericDataset", pairs.train), batch_size=1)), tmp_path, "off")
+
+    preflight(spec, ["train_dataset"])
+
+    assert hits(StereoDataModule(spec, 0).train_dataloader()) == [False] * 7
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_that_fails_goes_without_or_refuses_before_the_run(
+    pairs: EmbeddedSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    spec = experiment(split(("GenericDataset", pairs.train), batch_size=1))
+    cached(spec, tmp_path / "file")
+
+    assert hits(StereoDataModule(spec, 0).train_dataloader()) == [False] * 7
+    assert caplog.text.count("decoded cache off: ") == 1
+    spec.dataset.cache = "on"
+    for start in (
+        lambda: preflight(spec, ["train_dataset"]),
+        lambda: StereoDataModule(spec, 0),
+        lambda: evaluation_loader(spec.dataset.train_dataset, spec, batch_size=1),
+    ):
+        with pytest.raises(DataError, match=r"dataset\.cache: on, but .*file.*auto") as caught:
+            start()
+        assert caught.value.exit_code == 2
+
+
+def test_a_cache_that_fails_within_the_check_is_refused_if_it_must_work(
+    pairs: EmbeddedSet, tmp_path: Path
+) -> None:
+    """Something stands where the sample's folder belongs."""
+    spec = cached(experiment(split(("GenericDataset", pairs.train))), tmp_path, "on")
+    for number in range(256):
+        (tmp_path / f"{number:02x}").symlink_to(tmp_path / "nowhere")
+
+    with pytest.raises(DataError, match=r"dataset\.cache: on, but .*File exists") as caught:
+        preflight(spec, ["train_dataset"])
+    assert caught.value.exit_code == 2
+
+
+def test_no_decoded_sample_stays_in_the_process(pairs: EmbeddedSet, tmp_path: Path) -> None:
+    """Neither as arrays nor mapped, with the cache and without."""
+    for mode in ("auto", "off"):
+        spec = experiment(split(("GenericDataset", pairs.train), batch_size=1))
+        loader = StereoDataModule(cached(spec, tmp_path, mode), 0).train_dataloader()
+        samples_of(loader)
+        assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+        assert len(pickle.dumps(loader.dataset)) < 20_000
+
+
+def test_of_a_large_split_a_sample_is_decoded_and_all_heads_are_read(
+    mixed: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(loaders, "_DECODED_BEFOREHAND", 4)
+    train = split(("GenericDataset", mixed(*[(8, 12)] * 8, (6, 12))))
+    spec = cached(experiment(train), tmp_path / "c")
+    with caplog.at_level(logging.INFO):
+        facts = [preflight(spec, ["train_dataset"])["train_dataset"] for _ in range(2)]
+
+    assert facts[0] == facts[1]
+    assert (facts[0].pairs, facts[0].sizes) == (9, {(8, 12): 8, (6, 12): 1})
+    assert facts[0].valid_share == 1
+    assert "of the 9 pairs of train_dataset a sample of 4 is decoded beforehand" in caplog.text
+    assert "data: 0 of 4 pairs of the check from the cache, 4 decoded" in caplog.text
+    assert "data: 4 of 4 pairs of the check from the cache, 0 decoded" in caplog.text
+    decoded = hits(StereoDataModule(spec, 0).train_dataloader())
+    headless = [index for index, hit in enumerate(decoded) if not hit][:2]
+    write_png(tmp_path / f"r{headless[0]}.png", np.zeros((9, 9, 3), np.uint8))
+    (tmp_path / f"l{headless[1]}.png").write_bytes(b"nonsense")
+    with pytest.raises(DataError) as caught:
+        preflight(spec, ["train_dataset"])
+    line = str(caught.value).splitlines()
+    assert f"a.txt:{headless[0] + 1}: {tmp_path}/r{headless[0]}.png: size 9x9 differs" in str(line)
+    assert f"a.txt:{headless[1] + 1}: {tmp_path}/l{headless[1]}.png: " in str(line)
+
+
+# --- what users have ------------------------------------------------------------------------------
+
+
+def test_two_sources_of_different_classes_and_sizes_train_together(
+    mixed: Callable[..., Path], tmp_path: Path
+) -> None:
+    generic = mixed((40, 50), (70, 200))
+    rng = np.random.default_rng(1)
+    for name in ("kl", "kr"):
+        write_png(tmp_path / f"{name}.png", rng.integers(0, 256, (90, 130, 3), np.uint8))
+    truth = np.where(rng.random((90, 130)) < 0.3, 7 * 256, 0).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "kd.png"), truth)
+    (tmp_path / "kitti.txt").write_text("kl.png kr.png kd.png\n")
+    train = split(("Kitti", tmp_path / "kitti.txt"), ("GenericDataset", generic), batch_size=3)
+
+    data = StereoDataModule(experiment(train), 0)
+    for _ in range(2):
+        (batch,) = data.train_dataloader()
+
+        assert batch["left"].shape == (3, 3, 64, 96)
+        places = {int(index): place for place, index in enumerate(batch["index"])}
+        share = batch["valid"].float().mean(dim=(1, 2, 3))
+        assert 0.02 < share[places[0]] < 0.6 < share[places[2]]
+        assert 0.1 < share[places[1]] <= 0.5  # padded to the crop: what is added is no truth
+        assert batch["from_cache"].all() == (_ == 1)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.full((70, 100), 60, np.uint8),
+        np.full((70, 100, 4), 60, np.uint8),
+        np.full((70, 100, 3), 60 * 257, np.uint16),
+        np.full((70, 100), 60 * 257, np.uint16),
+        np.full((1, 1, 3), 60, np.uint8),
+        np.full((1, 3000, 3), 60, np.uint8),
+    ],
+    ids=["grey", "alpha", "16 bit", "16 bit grey", "one pixel", "one row"],
+)
+def test_odd_images_train_and_are_scored(tmp_path: Path, image: np.ndarray) -> None:
+    for name in ("l", "r"):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), image)
+    write_pfm(tmp_path / "d.pfm", np.full(image.shape[:2], 3, np.float32))
+    (tmp_path / "a.txt").write_text("l.png r.png d.pfm\n" * 2)
+    spec = experiment(split(("GenericDataset", tmp_path / "a.txt")))
+
+    (crops,) = StereoDataModule(spec, 0).train_dataloader()
+    (whole,) = evaluation_loader(spec.dataset.train_dataset, spec, batch_size=2)
+
+    assert crops["left"].shape == (2, 3, 64, 96)
+    assert crops["left"].isfinite().all()
+    assert crops["valid"].any()
+    assert whole["left"].shape == (2, 3, *image.shape[:2])
+    pixels = whole["left"][0, :, 0, 0] * torch.tensor([0.229, 0.224, 0.225])
+    pixels = 255 * (pixels + torch.tensor([0.485, 0.456, 0.406]))
+    torch.testing.assert_close(pixels, torch.full((3,), 60.0), atol=1e-3, rtol=0)
+    assert bool(whole["valid"].all())
+
+
+def test_workers_leave_the_cores_to_the_network(pairs: EmbeddedSet) -> None:
+    loader = StereoDataModule(experiment(split(("GenericDataset", pairs.train), workers=1)), 0)
+    threads = DataLoader(
+        _Threads(),
+        num_workers=1,
+        worker_init_fn=loader.train_dataloader().worker_init_fn,
+        multiprocessing_context="fork",
+    )
+
+    cv2.setNumThreads(4)
+    assert [int(count) for count in threads] == [1]
+    assert loader.train_dataloader().persistent_workers
+    cv2.setNumThreads(0)
+
+
+class _Threads(Dataset[int]):
+    """Threads of OpenCV in a worker."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, _index: int) -> int:
+        return cv2.getNumThreads()

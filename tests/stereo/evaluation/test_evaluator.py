@@ -30,6 +30,7 @@ def _batch(start: int, count: int, *, height: int = 32, width: int = 64) -> dict
         "valid": valid,
         "truth_pixels": 2 * valid.sum(dim=(1, 2, 3)),
         "has_gt": torch.ones(count, dtype=torch.bool),
+        "from_cache": torch.zeros(count, dtype=torch.bool),
         "name": [f"pair_{start + i}.png" for i in range(count)],
         "index": torch.arange(start, start + count),
     }

@@ -32,6 +32,7 @@ def _batch(names: list[str], *, has_gt: bool = True) -> dict[str, Any]:
         "valid": valid,
         "truth_pixels": valid.sum(dim=(1, 2, 3)),
         "has_gt": torch.full((count,), has_gt),
+        "from_cache": torch.zeros(count, dtype=torch.bool),
         "index": torch.arange(count),
         "name": names,
     }
