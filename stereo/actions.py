@@ -8,8 +8,10 @@ status.json and a log in its directory, failures included.
 from __future__ import annotations
 
 import logging
+import time
 import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,8 @@ from stereo.spec.rules import is_open, value_at
 from stereo.status import StatusLog, log_file, write_experiment, write_provenance
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from stereo.data.loaders import SplitFacts
     from stereo.evaluation.evaluator import Evaluation
     from stereo.predict import Predictor
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 Report = Callable[[int, Mapping[str, float], Path | None], bool]
 Tell = Callable[[str], None]
+SLOW_SECONDS = 2.0  # of the walk of convert, before its count is shown
 PICTURES = 4  # validation pairs shown in a report
 
 
@@ -109,7 +114,7 @@ def run_resolved(
     write_provenance(
         directory,
         action=action,
-        seed=spec.train.seed,
+        seed=value_at(spec, SEEDS.get(action, "train.seed")),
         inferred=inferred,
         inputs=input_files(action, spec),
     )
@@ -146,18 +151,19 @@ def input_files(action: str, spec: ExperimentSpec) -> list[Path]:
     return [file for file in files if file.is_file()]
 
 
+SEEDS = {"convert": "convert.seed"}  # where it is not the seed of training
 CATEGORIES = {"diverged": "No usable result", "out_of_memory": "Out of memory"}
 
 
 def _failed(error: Exception) -> tuple[str, ActionResult]:
     """First words of the FAILURE line, and the outcome that an error stands for."""
-    from stereo.train.trainer import is_out_of_memory, out_of_memory_detail
-
     if isinstance(error, StereoError):
         word = "diverged" if isinstance(error, NoResultError) else "failed"
         word = "invalid_spec" if isinstance(error, SpecError) else word
         found_before = "Configuration error" if error.exit_code == 2 else "Runtime error"
         return CATEGORIES.get(word, found_before), _without_result(word, error, error.exit_code)
+    from stereo.train.trainer import is_out_of_memory, out_of_memory_detail
+
     if is_out_of_memory(error):
         detail = out_of_memory_detail(error)
         return CATEGORIES["out_of_memory"], _without_result("out_of_memory", detail)
@@ -168,6 +174,40 @@ def _failed(error: Exception) -> tuple[str, ActionResult]:
 
 def _without_result(status: str, detail: object, exit_code: int = 1) -> ActionResult:
     return ActionResult(status, {}, {}, str(detail), exit_code)
+
+
+def convert(job: Job) -> ActionResult:
+    """Write the annotation files of a folder of scenes; nothing is written when one is faulty."""
+    from stereo.data.convert import convert as write_splits
+
+    spec = job.spec.convert
+    with _count_when_slow("files seen") as show:
+        result = write_splits(spec, job.directory, show)
+    metrics = {f"samples_{name}": float(count) for name, count in result.counts.items()}
+    job.status.running("Annotation files written.", kpi=metrics, seed=spec.seed)
+    moved = [f"kept the file of an earlier run as {path}" for path in result.moved]
+    return ActionResult("ok", metrics, result.files, "\n".join(moved))
+
+
+@contextmanager
+def _count_when_slow(title: str) -> Iterator[Callable[[int], None]]:
+    """Shows a count on a terminal, from the moment that the work has taken two seconds."""
+    started = time.perf_counter()
+    bar: Progress | None = None
+    with ExitStack() as stack:
+
+        def show(done: int) -> None:
+            nonlocal bar
+            if bar is None:
+                if time.perf_counter() - started < SLOW_SECONDS:
+                    return
+                from stereo.evaluation.evaluator import progress_bar
+
+                bar = stack.enter_context(progress_bar())
+                bar.add_task(title, total=None)
+            bar.update(bar.task_ids[0], completed=done)
+
+        yield show
 
 
 def train(job: Job) -> ActionResult:
@@ -361,6 +401,7 @@ def _predictor(spec: ExperimentSpec, section: EvaluateSpec | InferenceSpec) -> P
 
 
 ACTIONS: dict[str, Callable[[Job], ActionResult]] = {
+    "convert": convert,
     "train": train,
     "evaluate": evaluate,
     "inference": inference,

@@ -12,29 +12,38 @@ import json
 import signal
 import sys
 import time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from stereo import __version__
-from stereo.errors import SpecError, SpecProblem, StereoError, interrupt_exit_code
+from stereo.errors import DataError, SpecError, SpecProblem, StereoError, interrupt_exit_code
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from rich.progress import Progress
 
     from stereo.spec.experiment import ExperimentSpec
+    from stereo.viz import Picture
 
+PREVIEW = Path("validate", "data.png")  # below results_dir
+SLOW_SECONDS = 2.0  # of the data check, before a bar is shown
 SCHEMAS = Path(__file__).resolve().parents[1] / "schemas"
 VERBS = {
+    "convert": "list the samples of a folder of scenes in train.txt and val.txt, or test.txt",
     "train": "train a network and keep its checkpoints",
     "evaluate": "score a checkpoint, a graph or an engine on pairs with ground truth",
     "inference": "write disparity maps and pictures for pairs",
     "export": "write the ONNX graph of a checkpoint, checked against PyTorch",
     "gen_trt_engine": "build an engine from a graph",
 }
+WITHOUT_PARENT = ("convert",)  # verbs that take nothing from an earlier run
 EPILOG = """\
 examples:
+  depth_net convert -e convert.yaml convert.data_root=data/scenes convert.split_ratio=0.9
   depth_net default_specs --model ffs --action train -o train.yaml
   depth_net train -e train.yaml results_dir=results/run train.num_epochs=2
   depth_net evaluate -e evaluate.yaml evaluate.checkpoint=results/run/train/dn_model_best.pth
@@ -85,18 +94,8 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         _add_spec_arguments(sub)
-        sub.add_argument(
-            "--set-from",
-            metavar="PARENT",
-            type=Path,
-            help="fill open fields from a train, export or engine run, a bundle or a study",
-        )
-        sub.add_argument(
-            "--select",
-            default="best",
-            metavar="best|latest|epoch=E|step=S",
-            help="which checkpoint of the parent (default: best)",
-        )
+        if verb not in WITHOUT_PARENT:
+            _add_parent_arguments(sub)
         sub.add_argument(
             "--dry-run",
             action="store_true",
@@ -112,6 +111,22 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     _add_spec_arguments(validate)
     validate.add_argument(
         "--action", default="train", choices=list(VERBS), help="verb to check for"
+    )
+    validate.add_argument(
+        "--data", action="store_true", help="also read the data and say what looks wrong with it"
+    )
+    validate.add_argument(
+        "--pairs",
+        metavar="N|all",
+        help="with --data: how many pairs of a source are read completely (default: 32)",
+    )
+    validate.add_argument(
+        "--preview",
+        nargs="?",
+        const=PREVIEW,
+        type=Path,
+        metavar="FILE.png",
+        help="with --data: write a picture of some pairs (default: below results_dir)",
     )
     validate.set_defaults(command=_validate)
     return parser
@@ -136,6 +151,21 @@ def _add_spec_arguments(parser: argparse.ArgumentParser) -> None:
     )
     # Known wrong turns get an answer instead of "unrecognized arguments".
     parser.add_argument("--automl-policy", help=argparse.SUPPRESS)
+
+
+def _add_parent_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set-from",
+        metavar="PARENT",
+        type=Path,
+        help="fill open fields from a train, export or engine run, a bundle or a study",
+    )
+    parser.add_argument(
+        "--select",
+        default="best",
+        metavar="best|latest|epoch=E|step=S",
+        help="which checkpoint of the parent (default: best)",
+    )
 
 
 def _models() -> list[str]:
@@ -257,9 +287,84 @@ def _default_specs(arguments: argparse.Namespace) -> int:
 
 
 def _validate(arguments: argparse.Namespace) -> int:
-    _load(arguments, arguments.action)
+    problems = list(_data_option_problems(arguments))
+    if problems:
+        raise SpecError(problems)
+    spec, _ = _load(arguments, arguments.action)
     print(f"{arguments.spec_file}: valid for {arguments.action}")
+    if arguments.data:
+        _validate_data(spec, arguments)
     return 0
+
+
+def _data_option_problems(arguments: argparse.Namespace) -> Iterator[SpecProblem]:
+    pairs, preview = arguments.pairs, arguments.preview
+    for option, value in (("--pairs", pairs), ("--preview", preview)):
+        if value is not None and not arguments.data:
+            yield SpecProblem("command line", option, "needs --data", "Add --data")
+    if pairs not in (None, "all") and not (pairs.isdecimal() and int(pairs) > 0):
+        remedy = "Use a number above 0, or all"
+        yield SpecProblem("command line", "--pairs", f"got '{pairs}'", remedy)
+    if preview is not None and preview.suffix.lower() != ".png":
+        remedy = "Name a .png file, or write key=value in front of --preview"
+        yield SpecProblem("command line", "--preview", f"got '{preview}'", remedy)
+
+
+def _validate_data(spec: ExperimentSpec, arguments: argparse.Namespace) -> None:
+    """Print what the data looks like; a fault of any source ends with exit code 2."""
+    from stereo.data.check import PAIRS, check_data
+    from stereo.data.check_report import contact_sheet, fault_text, report_text
+    from stereo.spec.experiment import ACTIONS
+
+    wanted = arguments.pairs or str(PAIRS)
+    with _bar_when_slow() as show:
+        report = check_data(
+            spec,
+            ACTIONS[arguments.action].splits,
+            pairs=None if wanted == "all" else int(wanted),
+            progress=show,
+        )
+    print(report_text(report))
+    if arguments.preview is not None:
+        sheet = contact_sheet(report)
+        path = None if sheet is None else _write_preview(sheet, spec, arguments)
+        print(f"preview: {path or 'none, no pair could be read'}")
+    if report.faults:
+        raise DataError(fault_text(report), exit_code=2)
+
+
+def _write_preview(sheet: Picture, spec: ExperimentSpec, arguments: argparse.Namespace) -> Path:
+    from stereo.data.encodings import write_png
+    from stereo.status import action_directory
+
+    path = arguments.preview
+    if path == PREVIEW:
+        path = action_directory(spec, arguments.action).parent / path
+    write_png(path, sheet)
+    return path
+
+
+@contextmanager
+def _bar_when_slow() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar with the time left on a terminal, once the work has taken two seconds."""
+    started = time.monotonic()
+    with ExitStack() as stack:
+        bar: Progress | None = None
+
+        def show(what: str, done: int, total: int) -> None:
+            nonlocal bar
+            if bar is None:
+                if not sys.stderr.isatty() or time.monotonic() - started < SLOW_SECONDS:
+                    return
+                from stereo.evaluation.evaluator import progress_bar
+
+                bar = stack.enter_context(progress_bar())
+                bar.add_task(what)
+            if bar.tasks[0].description != what:
+                bar.reset(bar.task_ids[0], description=what)
+            bar.update(bar.task_ids[0], completed=done, total=total)
+
+        yield show
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import yaml
 
 from stereo.errors import SpecError, SpecProblem
 from stereo.files import sha256, write_json, write_text
+from stereo.spec.rules import is_open
 
 if TYPE_CHECKING:
     from stereo.spec.experiment import ExperimentSpec
@@ -50,9 +51,9 @@ def action_directory(spec: ExperimentSpec, action: str) -> Path:
         SpecError: neither key is set.
     """
     section = getattr(spec, action)
-    if section.results_dir:
+    if section.results_dir and not is_open(section.results_dir):
         return Path(section.results_dir)
-    if not spec.results_dir or spec.results_dir == "???":
+    if not spec.results_dir or is_open(spec.results_dir):
         problem = f"not set, and {action}.results_dir is not set either"
         raise SpecError([SpecProblem("", "results_dir", problem, "Set one of the two")])
     form = f"trt_{action}" if action in ENGINE_FORMS and section.trt_engine else action

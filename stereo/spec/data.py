@@ -1,4 +1,4 @@
-"""Data of an experiment (section `dataset`): four splits, their sources and augmentation.
+"""Data of an experiment: four splits, their sources and augmentation (`dataset`), and `convert`.
 
 Sizes are [height, width] in px, disparity in px of the image it belongs to.
 """
@@ -166,6 +166,38 @@ class StereoAugmentSpec:
 
 
 @dataclass
+class MonoAugmentSpec:
+    """Preprocessing and augmentation of a single image; only the training split is augmented."""
+
+    input_mean: list[float] = spec_field(
+        [0.485, 0.456, 0.406],
+        "Per-channel RGB mean subtracted after scaling to 0..1",
+        length=3,
+    )
+    input_std: list[float] = spec_field(
+        [0.229, 0.224, 0.225], "Per-channel RGB divisor", length=3, item_low=1e-6
+    )
+    crop_size: list[int] = spec_field(
+        [518, 518],
+        "[height, width] of the training crop and of deploy preprocessing",
+        unit="px [H, W]",
+        length=2,
+        item_low=14,
+        automl_enabled=None,
+    )
+    do_flip: bool = spec_field(False, "Master switch for flips", automl_enabled=None)
+    h_flip_prob: float = spec_field(
+        0.5,
+        "Probability of mirroring image and target",
+        low=0.0,
+        high=1.0,
+        automl_enabled=True,
+        active_if={"do_flip": (True,)},
+        depends_on="do_flip",
+    )
+
+
+@dataclass
 class SplitSpec:
     """One split: which files, how they are batched."""
 
@@ -218,10 +250,10 @@ class DatasetSpec:
     )
     cache: Literal["auto", "on", "off"] = spec_field(
         "auto",
-        "Decoded cache: auto uses it where the disk has room, on refuses to start without",
+        "Decoded cache: auto uses it when the disk has room",
     )
     cache_dir: str | None = spec_field(
-        None, "Folder of the decoded cache; null = the user's cache directory"
+        None, "Folder of the decoded cache; null = the user cache directory"
     )
     cache_size: float = spec_field(
         8.0, "Byte budget of the decoded cache", unit="GiB", low=0.1, high=inf
@@ -230,3 +262,32 @@ class DatasetSpec:
     val_dataset: SplitSpec = spec_field(SplitSpec, "Data scored during training", searched=False)
     test_dataset: SplitSpec = spec_field(SplitSpec, "Data scored by evaluate", searched=False)
     infer_dataset: SplitSpec = spec_field(SplitSpec, "Data predicted by inference", searched=False)
+
+
+@dataclass
+class ConvertSpec:
+    """Settings of the convert action (`convert`), which writes the annotation files of a folder.
+
+    A left image is a file below a child folder of `data_root` whose path from there holds every
+    string of `image_dir_pattern` and ends with `image_extension`. Strings and suffixes are taken
+    literally, upper and lower case included. A companion's path is the image's with each string
+    replaced by the one at the same place of the companion's list, and the suffix by its own.
+    """
+
+    data_root: str | None = spec_field(MISSING, "Folder whose children are scene folders")
+    results_dir: str = spec_field(MISSING, "Folder for the split files")
+    image_dir_pattern: list[str] = spec_field(
+        [], "Substrings all present in a left/RGB path; the first drives path derivation"
+    )
+    right_dir_pattern: list[str] = spec_field([], "Replacement substrings for right images")
+    depth_dir_pattern: list[str] = spec_field([], "Replacement substrings for ground truth")
+    nocc_dir_pattern: list[str] = spec_field([], "Replacement substrings for occlusion masks")
+    image_extension: str = spec_field(".jpg", "Image suffix")
+    depth_extension: str = spec_field(".png", "Ground-truth suffix")
+    nocc_extension: str = spec_field(".png", "Mask suffix")
+    split_ratio: float = spec_field(
+        0.0, "Train share; 0 or 1 writes one test file", low=0.0, high=1.0
+    )
+    seed: int = spec_field(1234, "Seed of the shuffle before splitting", low=0)
+    relative: bool = spec_field(False, "Write paths relative to the output file")
+    nocc_mask_dir_name: str = spec_field("", "Unused legacy field")

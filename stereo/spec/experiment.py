@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stereo.spec.data import DatasetSpec
+from stereo.spec.data import ConvertSpec, DatasetSpec
 from stereo.spec.deploy import EngineSpec, EvaluateSpec, ExportSpec, InferenceSpec
 from stereo.spec.fields import MISSING, spec_field
 from stereo.spec.networks import FastFoundationStereoSpec
@@ -29,6 +29,7 @@ class ExperimentSpec:
         FastFoundationStereoSpec, "Network architecture settings"
     )
     dataset: DatasetSpec = spec_field(DatasetSpec, "All data settings of the experiment")
+    convert: ConvertSpec = spec_field(ConvertSpec, "Settings of the convert action")
     train: TrainSpec = spec_field(TrainSpec, "Settings of the train action")
     evaluate: EvaluateSpec = spec_field(EvaluateSpec, "Settings of the evaluate action")
     inference: InferenceSpec = spec_field(InferenceSpec, "Settings of the inference action")
@@ -53,6 +54,7 @@ class Action:
         splits: sections of `dataset` that the verb reads.
         required: fields that must have a value before the verb runs.
         template: values of the packaged template beyond those every template has.
+        network: the verb meets the network, so that its template holds the released widths.
         spec_params: field -> rule that fills it from a parent run (interface.md section 6).
     """
 
@@ -60,6 +62,7 @@ class Action:
     splits: tuple[str, ...] = ()
     required: tuple[str, ...] = ()
     template: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    network: bool = True
     inputs: tuple[ActionInput, ...] = ()
     outputs: tuple[str, ...] = ()
     spec_params: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -77,6 +80,26 @@ _CONSTANTS = {
 ACTIONS: Mapping[str, Action] = {
     action.name: action
     for action in (
+        Action(
+            "convert",
+            required=("convert.data_root", "convert.results_dir", "convert.image_dir_pattern"),
+            template={
+                "convert.data_root": MISSING,
+                "convert.results_dir": MISSING,
+                "convert.image_dir_pattern": MISSING,
+                "convert.right_dir_pattern": MISSING,
+                "convert.depth_dir_pattern": MISSING,
+                "convert.nocc_dir_pattern": [],
+                "convert.image_extension": ".png",
+                "convert.depth_extension": ".png",
+                "convert.nocc_extension": ".png",
+                "convert.split_ratio": 0.0,
+            },
+            network=False,
+            inputs=(ActionInput("convert.data_root", kind="folder"),),
+            outputs=("train.txt", "val.txt", "test.txt"),
+            spec_params={**_CONSTANTS},
+        ),
         Action(
             "train",
             splits=("train_dataset", "val_dataset"),
@@ -285,9 +308,10 @@ SHORTHANDS: Mapping[str, str] = {
 
 def packaged_values(action: str) -> dict[str, Any]:
     """Dotted path -> value of the packaged template of a verb, in template order."""
+    network = BP2_BLOCK if ACTIONS[action].network else {"model_type": MODEL_TYPE}
     return {
         "results_dir": MISSING,
-        **{f"model.{name}": value for name, value in BP2_BLOCK.items()},
+        **{f"model.{name}": value for name, value in network.items()},
         "dataset.dataset_name": "StereoDataset",
         **ACTIONS[action].template,
     }

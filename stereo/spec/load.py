@@ -339,10 +339,14 @@ class _Loader:
             return str(value)
         if isinstance(value, tuple):
             return list(cast("tuple[Any, ...]", value))
+        if isinstance(value, bool) and {"on", "off"} <= set(node.choices):
+            return "on" if value else "off"  # YAML 1.1 reads the bare words as truth values
+        if isinstance(value, int) and node.facts.unit == "px [H, W]":
+            return [value, value]
         if not isinstance(value, str):
             return value
         if node.nullable and value in ("", MISSING):
-            return None
+            return node.default if node.default == MISSING else None
         if node.facts.unit == "GiB":
             return _gibibytes(value)
         return rules.VALUE_ALIASES.get((node.path, value), value)
@@ -393,11 +397,11 @@ class _Loader:
     def _check_required(self, values: Mapping[str, Any]) -> None:
         for path in ACTIONS[self.action].required:
             value = _at(values, path)
-            if path in self.failed:
-                continue
+            if path in self.failed or path == f"{self.action}.results_dir":
+                continue  # of an output folder a rule says that the top-level one will do
             if rules.is_open(value) or value == []:
                 self._open(path)
-            elif isinstance(value, list):
+            elif path in _DATA_LISTS:
                 for index, entry in enumerate(cast("list[Mapping[str, Any]]", value)):
                     for name in (n for n in _SOURCE_KEYS if entry[n] == MISSING):
                         self._open(f"{path}.{index}.{name}")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from stereo.errors import SpecProblem
-from stereo.spec.experiment import BP2_BLOCK, MODEL_KEY, MODEL_TYPE, ExperimentSpec
+from stereo.spec.experiment import ACTIONS, BP2_BLOCK, MODEL_KEY, MODEL_TYPE, ExperimentSpec
 from stereo.spec.fields import MISSING, leaves
 
 STRIDE = 32  # the encoder and the hourglass halve the image five times
@@ -62,6 +62,11 @@ VALUE_HINTS: Mapping[tuple[str, str], str] = {
     ("train.precision", "bf16"): "The stereo networks train in fp32 or fp16",
     ("gen_trt_engine.tensorrt.data_type", "bf16"): "The stereo networks have no bf16 engine",
     ("export.format", "xdl"): "xdl is not a public format",
+    **{
+        (f"dataset.{split}_dataset.augmentation.do_flip", word): f"Write true, and {other}: 0"
+        for split in ("train", "val", "test", "infer")
+        for word, other in (("h", "v_flip_prob"), ("v", "h_flip_prob"))
+    },
 }
 """Values that are refused with more than the list of options."""
 
@@ -131,14 +136,26 @@ def _said_if(wrong: bool, problem: str) -> str | None:
     return problem if wrong else None
 
 
+def multiple_fault(value: int | list[int] | None, factor: int) -> str | None:
+    """What is wrong with a number or the numbers of a list that must be multiples of `factor`."""
+
+    def nearest(number: int | None) -> int | None:
+        if number is None or number % factor == 0:
+            return number
+        return max(factor, (number + factor // 2) // factor * factor)
+
+    valid = [nearest(n) for n in value] if isinstance(value, list) else nearest(value)
+    return _said_if(
+        valid != value, f"got {value}, needs a multiple of {factor}; the nearest is {valid}"
+    )
+
+
 def _multiple(path: str, factor: int, remedy: str) -> Rule:
     """The number or all numbers of the list at `path` are multiples of `factor`; null is fine."""
 
     def broken(spec: ExperimentSpec) -> str | None:
         value = value_at(spec, path)
-        numbers = cast("list[int | None]", value if isinstance(value, list) else [value])
-        wrong = any(number is not None and number % factor for number in numbers)
-        return _said_if(wrong, f"got {value}, needs a multiple of {factor}")
+        return multiple_fault(value, factor)
 
     return Rule((path,), broken, remedy)
 
@@ -283,6 +300,69 @@ def _absent(path: str, remedy: str) -> Rule:
         lambda spec: _said_if(bool(value_at(spec, path)), "is not implemented in this version"),
         remedy,
     )
+
+
+_COMPANIONS = ("right", "depth", "nocc")  # what stands beside a left image
+
+
+def _replacements(spec: ExperimentSpec, kind: str) -> list[str]:
+    return value_at(spec, f"convert.{kind}_dir_pattern")
+
+
+def _unclear_patterns(spec: ExperimentSpec) -> str | None:
+    patterns = spec.convert.image_dir_pattern
+    wrong = "" in patterns or len(set(patterns)) < len(patterns)
+    return _said_if(wrong, f"got {patterns}")
+
+
+def _one_for_each_pattern(kind: str) -> Rule:
+    path = f"convert.{kind}_dir_pattern"
+
+    def broken(spec: ExperimentSpec) -> str | None:
+        count, needed = len(_replacements(spec, kind)), len(spec.convert.image_dir_pattern)
+        wrong = count not in (0, needed)
+        return _said_if(wrong, f"got {count} strings, convert.image_dir_pattern has {needed}")
+
+    remedy = "Give one replacement for each of its strings, or [] for no such column"
+    return Rule((path, "convert.image_dir_pattern"), broken, remedy)
+
+
+def _both_suffixes(kind: str) -> Rule:
+    """A suffix is swapped for its like: with its dot (`.png`, `_10.png`), or bare (`png`)."""
+    path, image = f"convert.{kind}_extension", "convert.image_extension"
+
+    def broken(spec: ExperimentSpec) -> str | None:
+        own, other = value_at(spec, path), spec.convert.image_extension
+        if not own or not _replacements(spec, kind):
+            return None
+        if not other:
+            return f"got {own!r}, but {image} is empty: no suffix to swap it for"
+        wrong = ("." in own) != ("." in other)
+        return _said_if(wrong, f"got {own!r}, but {image} is {other!r}: one lacks the dot")
+
+    remedy = "Add the leading dot, as in .png and .pfm; empty keeps the image's suffix"
+    return Rule((path, image, f"convert.{kind}_dir_pattern"), broken, remedy)
+
+
+def _not_the_image(kind: str) -> Rule:
+    path = f"convert.{kind}_dir_pattern"
+
+    def broken(spec: ExperimentSpec) -> str | None:
+        own = "" if kind == "right" else value_at(spec, f"convert.{kind}_extension")
+        given = _replacements(spec, kind)
+        wrong = bool(given) and given == spec.convert.image_dir_pattern
+        wrong = wrong and own in ("", spec.convert.image_extension)
+        return _said_if(wrong, "gives the path of the left image itself")
+
+    return Rule((path, "convert.image_dir_pattern"), broken, "Give what differs in the path")
+
+
+def _mask_without(kind: str) -> Check:
+    def broken(spec: ExperimentSpec) -> str | None:
+        wrong = bool(_replacements(spec, "nocc")) and not _replacements(spec, kind)
+        return _said_if(wrong, f"convert.{kind}_dir_pattern is empty")
+
+    return broken
 
 
 def _warm_start_lr(spec: ExperimentSpec) -> str | None:
@@ -475,11 +555,35 @@ DEPLOY_RULES: tuple[Rule, ...] = (
     ),
 )
 
-OUTPUT_RULES = tuple(
-    _output(action) for action in ("train", "evaluate", "inference", "export", "gen_trt_engine")
+CONVERT_RULES: tuple[Rule, ...] = (
+    Rule(
+        ("convert.image_dir_pattern",),
+        _unclear_patterns,
+        "Give strings that differ, each with at least one character",
+    ),
+    *(_one_for_each_pattern(kind) for kind in _COMPANIONS),
+    *(_both_suffixes(kind) for kind in ("depth", "nocc")),
+    *(_not_the_image(kind) for kind in _COMPANIONS),
+    *(
+        Rule(
+            ("convert.nocc_dir_pattern", f"convert.{kind}_dir_pattern"),
+            _mask_without(kind),
+            f"nocc_dir_pattern needs {kind}_dir_pattern: a mask is the fourth column",
+        )
+        for kind in ("depth", "right")
+    ),
 )
 
-RULES = (*OUTPUT_RULES, *NETWORK_RULES, *DATA_RULES, *TRAIN_RULES, *DEPLOY_RULES)
+OUTPUT_RULES = tuple(_output(action) for action in ACTIONS)
+
+RULES = (
+    *OUTPUT_RULES,
+    *CONVERT_RULES,
+    *NETWORK_RULES,
+    *DATA_RULES,
+    *TRAIN_RULES,
+    *DEPLOY_RULES,
+)
 
 
 def bp2_mismatches(spec: ExperimentSpec) -> list[SpecProblem]:

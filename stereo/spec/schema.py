@@ -380,7 +380,7 @@ def _yaml(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(_yaml(item) for item in cast('list[Any]', value))}]"
     if isinstance(value, str):
-        return value
+        return value or "''"  # nothing at all would be null
     return json.dumps(value)
 
 
@@ -592,7 +592,9 @@ def _template_faults(action: str, spec_class: type) -> Iterator[str]:
     """Mistakes of a template after its open values were given."""
     import yaml
 
-    text = template_text(action).replace(f"data_sources: {MISSING}", f"data_sources: {_ONE_SOURCE}")
+    text = template_text(action)
+    for item, given in (("data_sources", _ONE_SOURCE), ("pattern", _ONE_PATTERN)):
+        text = text.replace(f"{item}: {MISSING}", f"{item}: {given}")
     for fault in _schema_faults(action_schema(action, spec_class), yaml.safe_load(text)):
         yield f"template {action}: {fault}"
 
@@ -607,6 +609,7 @@ def _schema_faults(schema: Mapping[str, Any], value: Any) -> list[str]:
 
 
 _ONE_SOURCE = "[{dataset_name: GenericDataset, data_file: pairs.txt}]"
+_ONE_PATTERN = "[left]"
 
 
 def differences(root: Path = ROOT) -> list[str]:

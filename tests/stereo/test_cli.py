@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +15,8 @@ import pytest
 import yaml
 
 from stereo.cli import VERBS, main
+from stereo.data.encodings import read_image
+from stereo.data.generator import EmbeddedSet
 
 
 @pytest.fixture
@@ -81,6 +86,81 @@ def test_inferred_values_are_shown_with_their_parent(
     assert f"# model.corr_radius: model section of the training run {parent}" in shown
 
 
+@pytest.fixture
+def scenes(tmp_path: Path) -> Path:
+    """Two scene folders with empty files, and a spec that lists them."""
+    for scene in ("a", "b"):
+        for name in ("im0.png", "im1.png", "disp0GT.pfm"):
+            path = tmp_path / "left data" / scene / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    convert = {
+        "data_root": str(tmp_path / "left data"),
+        "image_dir_pattern": ["im0"],
+        "right_dir_pattern": ["im1"],
+        "depth_dir_pattern": ["disp0GT"],
+        "depth_extension": ".pfm",
+    }
+    path = tmp_path / "lists.yaml"
+    path.write_text(yaml.safe_dump({"results_dir": str(tmp_path / "runs"), "convert": convert}))
+    return path
+
+
+def test_convert_lists_a_folder_and_says_what_it_wrote(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", "-e", str(scenes)]) == 0
+    shown = capsys.readouterr()
+    written = tmp_path / "runs" / "convert" / "test.txt"
+    assert shown.out.splitlines() == [
+        "samples_test: 2",
+        f"test: {written}",
+        "Execution status: PASS",
+    ]
+    names = ("im0.png", "im1.png", "disp0GT.pfm")
+    assert written.read_text() == "".join(
+        " ".join(f'"{tmp_path}/left data/{scene}/{name}"' for name in names) + "\n"
+        for scene in ("a", "b")
+    )
+
+
+def test_convert_writes_where_its_own_results_dir_says(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = f"convert.results_dir={tmp_path / 'own'}"
+    assert main(["convert", "-e", str(scenes), own, "convert.split_ratio=0.5"]) == 0
+    assert {path.name for path in (tmp_path / "own").iterdir()} == {
+        "experiment.yaml",
+        "provenance.json",
+        "status.json",
+        "train.txt",
+        "val.txt",
+    }
+    assert not (tmp_path / "runs").exists()
+    assert main(["convert", "-e", str(scenes), "results_dir=???"]) == 2
+    assert "results_dir: not set, and convert.results_dir is not set" in capsys.readouterr().err
+
+
+def test_a_faulty_folder_is_told_with_exit_code_2(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", "-e", str(scenes), "convert.depth_extension=.png"]) == 2
+    shown = capsys.readouterr()
+    assert "2 files are missing" in shown.err
+    assert "a/im0.png: no ground truth a/disp0GT.png" in shown.err
+    assert shown.out.splitlines() == ["Execution status: FAIL"]
+    assert not list((tmp_path / "runs").rglob("*.txt"))
+
+
+def test_convert_takes_nothing_from_a_parent(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["convert", "-e", str(scenes), "--set-from", str(tmp_path)])
+    assert left.value.code == 2
+    assert "unrecognized arguments: --set-from" in capsys.readouterr().err
+
+
 def test_the_policy_of_automl_is_sent_to_automl(
     spec_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,6 +187,128 @@ def test_validate_checks_for_the_verb(spec_file: Path, capsys: pytest.CaptureFix
     assert "valid for train" in capsys.readouterr().out
     assert main(["validate", "-e", str(spec_file), "--action", "export"]) == 2
     assert "export.checkpoint: required by export" in capsys.readouterr().err
+
+
+def test_validate_reads_the_data_and_counts_warnings(
+    spec_file: Path, small_data: EmbeddedSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = f"dataset.val_dataset.data_sources.0.data_file={small_data.train}"
+    assert main(["validate", "-e", str(spec_file), "--data"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[0] == f"{spec_file}: valid for train"
+    assert f"train_dataset: GenericDataset {small_data.train}" in shown.out
+    assert f"val_dataset: GenericDataset {small_data.val}" in shown.out
+    assert "  pairs              2, all read completely\n" in shown.out
+    assert shown.out.endswith("\nno warnings\n")
+    assert shown.err == ""
+
+    assert main(["validate", "-e", str(spec_file), "--data", shared]) == 0
+    shown = capsys.readouterr().out
+    assert "2 of 2 left images of val_dataset are also in train_dataset" in shown
+    assert shown.endswith("\n1 warning\n")
+
+
+def test_validate_shows_all_sources_and_ends_with_2_on_a_fault(
+    spec_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faulty = tmp_path / "faulty.txt"
+    faulty.write_text("left.png\n")
+    override = f"dataset.train_dataset.data_sources.0.data_file={faulty}"
+    assert main(["validate", "-e", str(spec_file), "--data", override]) == 2
+    shown = capsys.readouterr()
+    assert f"{faulty}:1: 1 column(s), GenericDataset takes 2 or 3 or 4" in shown.err
+    assert "val_dataset: GenericDataset" in shown.out
+    assert shown.out.splitlines()[-1] == "Execution status: FAIL"
+
+
+def test_validate_checks_the_splits_of_the_verb(
+    spec_file: Path, small_weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["validate", "-e", str(spec_file), "--data", "--action"]
+    weights = f"checkpoint={small_weights}"
+    assert main([*command, "evaluate", f"evaluate.{weights}"]) == 0
+    shown = capsys.readouterr().out
+    assert "test_dataset: " in shown
+    assert "train_dataset: " not in shown
+    assert main([*command, "export", f"export.{weights}"]) == 2
+    assert "nothing to check" in capsys.readouterr().err
+
+
+def test_the_rules_of_the_spec_come_before_the_data(
+    spec_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["validate", "-e", str(spec_file), "--data", "model.corr_radius=99"]) == 2
+    shown = capsys.readouterr()
+    assert "model.corr_radius: got 99" in shown.err
+    assert "pairs" not in shown.out
+
+
+def test_validate_writes_a_preview(
+    spec_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["validate", "-e", str(spec_file), "--data", "--preview"]
+    for path, given in (
+        (tmp_path / "runs" / "validate" / "data.png", []),
+        (tmp_path / "sheet.png", [str(tmp_path / "sheet.png")]),
+    ):
+        assert main([*command, *given]) == 0
+        assert f"preview: {path}" in capsys.readouterr().out
+        assert read_image(path).shape[1] == 4 * 324
+        assert [file.name for file in path.parent.glob("*.png*")] == [path.name]  # no leftovers
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--pairs", "3"], "--pairs: needs --data"),
+        (["--preview"], "--preview: needs --data"),
+        (["--data", "--pairs", "0"], "--pairs: got '0'. Use a number above 0, or all"),
+        (["--data", "--preview", "train.num_epochs=1"], "--preview: got 'train.num_epochs=1'"),
+    ],
+)
+def test_options_of_the_data_check_are_checked(
+    options: list[str], problem: str, spec_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["validate", "-e", str(spec_file), *options]) == 2
+    assert problem in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("pairs", "read"), [("1", "1"), ("all", "all")])
+def test_the_number_of_pairs_is_taken(
+    pairs: str, read: str, spec_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["validate", "-e", str(spec_file), "--data", "--pairs", pairs]) == 0
+    assert f"  pairs              2, {read} read completely\n" in capsys.readouterr().out
+
+
+def test_the_data_check_starts_without_torch(spec_file: Path) -> None:
+    code = "import sys; from stereo.cli import main; main(sys.argv[1:]); print(*sys.modules)"
+    command = [sys.executable, "-c", code, "validate", "-e", str(spec_file), "--data", "--preview"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "stereo.data.check" in done.stdout.splitlines()[-1].split()
+    assert "torch" not in done.stdout.splitlines()[-1].split()
+
+
+@pytest.mark.slow
+def test_a_slow_data_check_shows_the_time_left_on_a_terminal(spec_file: Path) -> None:
+    code = (
+        "import sys; from stereo import cli; cli.SLOW_SECONDS = 0; "
+        "sys.exit(cli.main(['validate', '-e', sys.argv[1], '--data']))"
+    )
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "rb") as terminal:
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(spec_file)],
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+            check=False,
+        )
+        shown = terminal.read1(1 << 16).decode()
+        os.close(theirs)
+    assert done.returncode == 0
+    assert b"no warnings" in done.stdout
+    assert re.search(r"measuring pairs of val.txt.*2/2.*0:00:0", shown)
 
 
 @pytest.mark.parametrize("verb", list(VERBS))

@@ -43,9 +43,9 @@ def schema_at(schema: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 def default_of(row: Row) -> object:
     text = row["default"]
-    if text in ("", MISSING):  # the table leaves the default of results_dir empty
+    if row["path"] == "results_dir" or text == MISSING:  # the table leaves the former empty
         return MISSING
-    if text in ("null", "true", "false") or text[0] == "[":
+    if text in ("null", "true", "false") or text.startswith("["):
         return json.loads(text)
     return {"int": int, "ordered_int": int, "float": float}.get(row["type"], str)(text)
 

@@ -19,6 +19,12 @@ from stereo.spec.schema import experiment_schema
 
 PAIRS = [{"dataset_name": "GenericDataset", "data_file": "pairs.txt"}]
 GIVEN: dict[str, list[str]] = {
+    "convert": [
+        "convert.data_root=scenes",
+        "convert.image_dir_pattern=[left]",
+        "convert.right_dir_pattern=[right]",
+        "convert.depth_dir_pattern=[disparity]",
+    ],
     "train": ["dataset.train_dataset.data_sources=[{dataset_name: Middlebury, data_file: a}]"],
     "evaluate": [
         "evaluate.checkpoint=a.pth",
@@ -180,7 +186,7 @@ def test_hint_for_a_data_source(entry: object, said: str) -> None:
     source = {"dataset": {"val_dataset": {"data_sources": [*PAIRS, entry]}}}
     (mistake,) = mistakes(source=source)
     assert said in mistake
-    assert "GenericDataset, Middlebury" in mistake
+    assert "GenericDataset, IsaacRealDataset" in mistake
 
 
 def test_an_unknown_key_of_a_data_source_is_named() -> None:
@@ -315,6 +321,14 @@ def test_a_wrong_value_is_refused(override: str, said: str) -> None:
     assert mistake.startswith("command line: ")
 
 
+@pytest.mark.parametrize("value", ["on", "off", "auto"])
+def test_a_word_that_yaml_reads_as_a_truth_value_stays_a_word(value: str, tmp_path: Path) -> None:
+    assert load(f"dataset.cache={value}").dataset.cache == value
+    assert load(f"dataset.cache='{value}'").dataset.cache == value
+    (tmp_path / "spec.yaml").write_text(f"dataset:\n  cache: {value}\n")
+    assert load(source=tmp_path / "spec.yaml").dataset.cache == value
+
+
 @pytest.mark.parametrize("value", ["0", "1e-9"])
 def test_zero_turns_weight_decay_off(value: str) -> None:
     assert load(f"train.optim.weight_decay={value}").train.optim.weight_decay == float(value)
@@ -325,11 +339,35 @@ def test_open_values_of_the_verb_are_listed(action: str) -> None:
     with pytest.raises(SpecError) as caught:
         load_spec(None, action=action)
     keys = {problem.key.removesuffix(".0.data_file") for problem in caught.value.problems}
-    assert keys >= {"results_dir", *ACTIONS[action].required}
+    assert keys >= {"results_dir", *ACTIONS[action].required} - {f"{action}.results_dir"}
     assert all(p.source == f"template ffs/{action}" for p in caught.value.problems)
 
 
+def test_the_columns_of_convert_are_open_and_an_empty_list_leaves_one_out() -> None:
+    left_open = mistakes("convert.right_dir_pattern=???", action="convert")
+    assert left_open == [
+        "command line: convert.right_dir_pattern: left open. Give a list of text values"
+    ]
+    mono = load("convert.right_dir_pattern=[]", action="convert")
+    assert mono.convert.right_dir_pattern == []
+    (unset,) = mistakes("convert.image_dir_pattern=[]", action="convert")
+    assert "convert.image_dir_pattern: required by convert" in unset
+
+
+@pytest.mark.parametrize("ratio", ["-0.01", "1.01", ".nan"])
+def test_the_train_share_of_convert_lies_between_0_and_1(ratio: str) -> None:
+    (mistake,) = mistakes(f"convert.split_ratio={ratio}", action="convert")
+    assert "convert.split_ratio: got" in mistake
+    assert "allowed number 0..1" in mistake
+
+
+def test_a_pattern_of_convert_is_a_list() -> None:
+    (mistake,) = mistakes("convert.image_dir_pattern=left", action="convert")
+    assert "got 'left', allowed a list of text values" in mistake
+
+
 def test_open_values_of_other_verbs_do_not_matter() -> None:
+    assert load(source={"convert": {"data_root": "???"}}).convert.data_root == "???"
     assert load(source={"export": {"checkpoint": "???"}}).export.checkpoint == "???"
 
 
@@ -350,7 +388,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_verb_is_refused() -> None:
-    with pytest.raises(SpecError, match="quantize: unknown, allowed train, evaluate"):
+    with pytest.raises(SpecError, match="quantize: unknown, allowed convert, train, evaluate"):
         load_spec(None, action="quantize")
 
 

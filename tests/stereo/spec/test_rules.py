@@ -70,10 +70,75 @@ BROKEN: list[tuple[str, tuple[str, ...], str]] = [
         for side in ("height", "width")
     ),
     *(
+        ("convert.image_dir_pattern", (f"convert.image_dir_pattern={patterns}",), "got [")
+        for patterns in ("[left, left]", "[left, '']")
+    ),
+    *(
+        (
+            f"convert.{kind}_dir_pattern",
+            ("convert.image_dir_pattern=[a, b]", f"convert.{kind}_dir_pattern={given}", *others),
+            f"got {count} strings, convert.image_dir_pattern has 2",
+        )
+        for kind, *others in (
+            ("right",),
+            ("depth",),
+            ("nocc", "convert.depth_dir_pattern=[e, f]", "convert.right_dir_pattern=[e, f]"),
+        )
+        for given, count in (("[c]", 1), ("[c, d, e]", 3))
+    ),
+    *(
+        (
+            f"convert.{kind}_extension",
+            (
+                "convert.image_dir_pattern=[a]",
+                f"convert.{kind}_dir_pattern=[b]",
+                f"convert.image_extension={image}",
+                f"convert.{kind}_extension={own}",
+            ),
+            said,
+        )
+        for kind in ("depth", "nocc")
+        for image, own, said in (
+            (".png", "pfm", "got 'pfm', but convert.image_extension is '.png': one lacks the dot"),
+            ("png", ".pfm", "Add the leading dot"),
+            ("''", ".x", "no suffix to swap it for"),
+        )
+    ),
+    *(
+        (
+            f"convert.{kind}_dir_pattern",
+            (
+                "convert.image_dir_pattern=[a]",
+                "convert.image_extension=.png",
+                f"convert.{kind}_dir_pattern=[a]",
+                *(
+                    f"convert.{other}_dir_pattern=[b]"
+                    for other in ("right", "depth")
+                    if other != kind
+                ),
+            ),
+            "gives the path of the left image itself",
+        )
+        for kind in ("right", "depth", "nocc")
+    ),
+    *(
+        (
+            "convert.nocc_dir_pattern",
+            (
+                "convert.image_dir_pattern=[a]",
+                f"convert.{present}_dir_pattern=[b]",
+                "convert.nocc_dir_pattern=[c]",
+            ),
+            f"nocc_dir_pattern needs {absent}_dir_pattern",
+        )
+        for present, absent in (("right", "depth"), ("depth", "right"))
+    ),
+    *(
         (f"{AUGMENTATION.format(split)}.{name}", (f"{AUGMENTATION.format(split)}.{value}",), said)
         for split in SPLITS
         for name, value, said in (
-            ("crop_size", "crop_size=[112, 160]", "needs a multiple of 32"),
+            ("crop_size", "crop_size=[112, 160]", "multiple of 32; the nearest is [128, 160]"),
+            ("crop_size", "crop_size=[518, 518]", "multiple of 32; the nearest is [512, 512]"),
             ("min_scale", "min_scale=0.5", "needs min_scale <= max_scale"),
             ("color_aug_saturation", "color_aug_saturation=[1.4, 0]", "needs low <= high"),
             ("color_aug_hue_range", "color_aug_hue_range=[0.1, 0]", "needs low <= high"),
@@ -116,6 +181,38 @@ def test_a_broken_rule_is_reported_at_its_key(
     found = problems((*TRAIN, *overrides), "train")
     assert said in found[key]
     assert found[key].startswith("command line: ")
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize(("word", "off"), [("h", "v_flip_prob"), ("v", "h_flip_prob")])
+def test_a_flip_direction_is_refused_with_the_two_fields_that_mean_it(
+    split: str, word: str, off: str
+) -> None:
+    key = f"{AUGMENTATION.format(split)}.do_flip"
+
+    found = problems((*TRAIN, f"{key}={word}"), "train")
+
+    assert f"got '{word}', allowed true or false. Write true, and {off}: 0" in found[key]
+
+
+def test_one_number_as_crop_size_means_a_square() -> None:
+    spec = load_spec(
+        None,
+        ["results_dir=out", *TRAIN, f"{AUGMENTATION.format('train')}.crop_size=96"],
+        action="train",
+    )
+
+    assert spec.dataset.train_dataset.augmentation.crop_size == [96, 96]
+
+
+@pytest.mark.parametrize(
+    ("image", "ground_truth"),
+    [(".png", ".pfm"), ("png", "pfm"), ("_10.png", "_10.png"), ("_10.png", ".pfm"), (".jpg", "''")],
+)
+def test_suffixes_that_can_be_swapped_break_no_rule(image: str, ground_truth: str) -> None:
+    extensions = f"convert.image_extension={image}", f"convert.depth_extension={ground_truth}"
+    patterns = "convert.image_dir_pattern=[a]", "convert.depth_dir_pattern=[b]"
+    load_spec(None, ["results_dir=out", *TRAIN, *patterns, *extensions], action="train")
 
 
 @pytest.mark.parametrize(("key", "overrides"), WARNED)

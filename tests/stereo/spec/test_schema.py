@@ -88,6 +88,9 @@ def test_every_commented_default_may_be_switched_on(action: str, tmp_path: Path)
              for line in body.splitlines()]  # fmt: skip
     open_values = {
         "data_sources: ???": "data_sources: [{dataset_name: Middlebury, data_file: a}]",
+        "image_dir_pattern: ???": "image_dir_pattern: [a]",
+        "right_dir_pattern: ???": "right_dir_pattern: [b]",
+        "depth_dir_pattern: ???": "depth_dir_pattern: [c]",
         "???": "given.pth",
     }
     filled = "\n".join(lines)
