@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 Report = Callable[[int, Mapping[str, float], Path | None], bool]
 Tell = Callable[[str], None]
-SLOW_SECONDS = 2.0  # of the walk of convert, before its count is shown
+SLOW_SECONDS = 2.0  # of work before a bar is shown
 PICTURES = 4  # validation pairs shown in a report
 
 
@@ -181,8 +181,8 @@ def convert(job: Job) -> ActionResult:
     from stereo.data.convert import convert as write_splits
 
     spec = job.spec.convert
-    with _count_when_slow("files seen") as show:
-        result = write_splits(spec, job.directory, show)
+    with bar_when_slow() as show:
+        result = write_splits(spec, job.directory, lambda seen: show("files seen", seen, None))
     metrics = {f"samples_{name}": float(count) for name, count in result.counts.items()}
     job.status.running("Annotation files written.", kpi=metrics, seed=spec.seed)
     moved = [f"kept the file of an earlier run as {path}" for path in result.moved]
@@ -190,24 +190,33 @@ def convert(job: Job) -> ActionResult:
 
 
 @contextmanager
-def _count_when_slow(title: str) -> Iterator[Callable[[int], None]]:
-    """Shows a count on a terminal, from the moment that the work has taken two seconds."""
-    started = time.perf_counter()
+def bar_when_slow() -> Iterator[Callable[[str, int, int | None], None]]:
+    """A bar on a terminal once the work has taken two seconds; told (what, done, total or None)."""
+    started = time.monotonic()
     bar: Progress | None = None
     with ExitStack() as stack:
 
-        def show(done: int) -> None:
+        def show(what: str, done: int, total: int | None) -> None:
             nonlocal bar
             if bar is None:
-                if time.perf_counter() - started < SLOW_SECONDS:
+                if time.monotonic() - started < SLOW_SECONDS or not _on_terminal():
                     return
                 from stereo.evaluation.evaluator import progress_bar
 
                 bar = stack.enter_context(progress_bar())
-                bar.add_task(title, total=None)
-            bar.update(bar.task_ids[0], completed=done)
+                bar.add_task(what, total=total)
+            if bar.tasks[0].description != what:
+                bar.reset(bar.task_ids[0], description=what)
+            bar.update(bar.task_ids[0], completed=done, total=total)
 
         yield show
+
+
+def _on_terminal() -> bool:
+    """Whether stderr shows bars; asked first, since what draws them takes seconds to import."""
+    from rich.console import Console
+
+    return Console(stderr=True).is_terminal
 
 
 def train(job: Job) -> ActionResult:

@@ -12,7 +12,6 @@ import json
 import signal
 import sys
 import time
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +21,12 @@ from stereo import __version__
 from stereo.errors import DataError, SpecError, SpecProblem, StereoError, interrupt_exit_code
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    from rich.progress import Progress
+    from collections.abc import Iterator, Mapping, Sequence
 
     from stereo.spec.experiment import ExperimentSpec
     from stereo.viz import Picture
 
 PREVIEW = Path("validate", "data.png")  # below results_dir
-SLOW_SECONDS = 2.0  # of the data check, before a bar is shown
 SCHEMAS = Path(__file__).resolve().parents[1] / "schemas"
 VERBS = {
     "convert": "list the samples of a folder of scenes in train.txt and val.txt, or test.txt",
@@ -312,12 +308,13 @@ def _data_option_problems(arguments: argparse.Namespace) -> Iterator[SpecProblem
 
 def _validate_data(spec: ExperimentSpec, arguments: argparse.Namespace) -> None:
     """Print what the data looks like; a fault of any source ends with exit code 2."""
+    from stereo.actions import bar_when_slow
     from stereo.data.check import PAIRS, check_data
     from stereo.data.check_report import contact_sheet, fault_text, report_text
     from stereo.spec.experiment import ACTIONS
 
     wanted = arguments.pairs or str(PAIRS)
-    with _bar_when_slow() as show:
+    with bar_when_slow() as show:
         report = check_data(
             spec,
             ACTIONS[arguments.action].splits,
@@ -342,29 +339,6 @@ def _write_preview(sheet: Picture, spec: ExperimentSpec, arguments: argparse.Nam
         path = action_directory(spec, arguments.action).parent / path
     write_png(path, sheet)
     return path
-
-
-@contextmanager
-def _bar_when_slow() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar with the time left on a terminal, once the work has taken two seconds."""
-    started = time.monotonic()
-    with ExitStack() as stack:
-        bar: Progress | None = None
-
-        def show(what: str, done: int, total: int) -> None:
-            nonlocal bar
-            if bar is None:
-                if not sys.stderr.isatty() or time.monotonic() - started < SLOW_SECONDS:
-                    return
-                from stereo.evaluation.evaluator import progress_bar
-
-                bar = stack.enter_context(progress_bar())
-                bar.add_task(what)
-            if bar.tasks[0].description != what:
-                bar.reset(bar.task_ids[0], description=what)
-            bar.update(bar.task_ids[0], completed=done, total=total)
-
-        yield show
 
 
 if __name__ == "__main__":
