@@ -254,7 +254,8 @@ class TrainingCrops(Dataset[Batch]):
     ) -> None:
         self._entries = entries
         self._augmentation = spec.dataset.train_dataset.augmentation
-        self._tensors = _Tensors(self._augmentation, disparity_limit(spec))
+        self._limit = disparity_limit(spec)
+        self._tensors = _Tensors(self._augmentation, self._limit)
         self._seed = seed
         self._cache = cache
 
@@ -266,7 +267,7 @@ class TrainingCrops(Dataset[Batch]):
         entry = self._entries[index]
         rng = np.random.default_rng((self._seed, epoch, entry.source, entry.index))
         sample, from_cache = read_sample(entry.form, entry.row, self._cache)
-        crop = augment(sample, self._augmentation, rng)
+        crop = augment(sample, self._augmentation, rng, limit=self._limit)
         return self._tensors(crop, index, from_cache=from_cache)
 
 

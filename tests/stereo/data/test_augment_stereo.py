@@ -684,22 +684,16 @@ def test_contrast_blends_with_the_mean_of_both_views_in_the_symmetric_branch() -
         assert (int(apart.left[0, 0, 0]), int(apart.right[0, 0, 0])) == (60, 180)
 
 
-def test_the_four_operations_come_in_any_order() -> None:
-    """Brightness 0 and contrast towards the mean give different colours in either order."""
+def test_the_order_of_the_operations_is_drawn() -> None:
+    """A saturation and a hue turn of fixed size give one of two results: they do not commute."""
     image = rng(2).integers(60, 180, (32, 64, 3), np.uint8)
     sample = replace(coordinates(32, 64), left=image, right=image)
-    chosen = spec(
-        crop_size=[32, 64], color_aug_hue_range=[0.25, 0.25], color_aug_saturation=[0.2, 0.2]
-    )
-    assert chosen.color_aug_brightness == 0
+    turn, saturation = [0.25, 0.25], [0.2, 0.2]
+    chosen = spec(crop_size=[32, 64], color_aug_hue_range=turn, color_aug_saturation=saturation)
 
-    def orders(count: int) -> set[tuple[int, ...]]:
-        return {tuple(rng(seed).permutation(4)) for seed in range(count)}
-
-    assert len(orders(300)) == 24
-    # luma is kept by saturation but not by this hue turn: the two do not commute
     results = {augment(sample, chosen, rng(seed)).left[:4, :4].tobytes() for seed in range(30)}
-    assert len(results) > 1
+
+    assert len(results) == 2
 
 
 def erased(seed: int, height: int, width: int) -> np.ndarray:
