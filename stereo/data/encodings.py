@@ -200,15 +200,13 @@ class ReciprocalNpyEncoding:
     def read(self, path: Location) -> FloatMap:
         """Float32 (H, W), +inf where unknown (v not above 0 or not finite)."""
         stored = read_npy(path).astype(np.float64)
-        known = np.isfinite(stored) & (stored > 0)
-        with np.errstate(over="ignore", under="ignore"):
-            values = (1 / (self.scale * np.where(known, stored, 1))).astype(np.float32)
-        return _unknown_to_inf(np.where(known, values, np.float32(np.inf)))
+        with np.errstate(divide="ignore", over="ignore", under="ignore"):
+            values = (1 / (self.scale * stored)).astype(np.float32)
+        return _unknown_to_inf(values)
 
     def write(self, path: Path, values: FloatMap) -> None:
         """Write a map (H, W) as float64 array, unknown as 0."""
-        known = np.isfinite(values) & (values > 0)
-        stored = np.where(known, 1 / (self.scale * np.where(known, values, 1.0)), 0.0)
+        stored = 1 / (self.scale * _unknown_to_inf(values).astype(np.float64))
         stream = io.BytesIO()
         np.save(stream, stored, allow_pickle=False)
         write_bytes(path, stream.getvalue())

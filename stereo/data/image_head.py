@@ -55,7 +55,7 @@ def _jpeg(data: bytes) -> Size | None:
     position = 2
     while True:
         prefix, kind, length = struct.unpack_from(">BBH", data, position)
-        if prefix != 0xFF or length < 2:
+        if prefix != 0xFF:
             return None
         if kind in _JPEG_FRAMES:
             height, width = struct.unpack_from(">HH", data, position + 5)
