@@ -168,7 +168,10 @@ def _nothing(splits: Sequence[str]) -> str:
 
 
 def _key(row: Row) -> str:
-    return os.path.normpath(str(row.left))
+    """The same for every way to write the path of a left image."""
+    if isinstance(row.left, Path):
+        return os.path.normpath(row.left.absolute())
+    return str(row.left)
 
 
 def _overlap(train: dict[str, Row], val: dict[str, Row]) -> list[str]:

@@ -29,15 +29,20 @@ _INK, _PAPER = (230, 230, 230), 24
 
 
 def report_text(report: CheckReport) -> str:
-    """A block of lines per source, what concerns several sources, and the number of warnings."""
+    """A block of lines per source, what concerns several sources, and how much there is of it."""
     lines: list[str] = []
     for source in report.sources:
         lines += [f"{source.split}: {source.dataset} {source.file}", *_lines(source, report.limit)]
         lines.append("")
     lines += [f"warning: {warning}" for warning in report.warnings]
-    count = report.warning_count
-    lines.append(f"{count or 'no'} warning{'' if count == 1 else 's'}")
-    return "\n".join(lines)
+    total = _counted(report.warning_count, "warning")
+    if report.faults:
+        total += f", {_counted(len(report.faults), 'fault')}"
+    return "\n".join([*lines, total])
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count or 'no'} {noun}{'' if count == 1 else 's'}"
 
 
 def fault_text(report: CheckReport) -> str:

@@ -432,7 +432,8 @@ def test_odd_sizes_are_measured_as_far_as_possible(size: tuple[int, int], tmp_pa
 def test_images_of_both_splits_are_a_warning(maker: Maker) -> None:
     file = maker.annotate()
     copy = maker.folder / "copy.txt"
-    copy.write_text("\n".join(file.read_text().splitlines()[1:]) + "\n")
+    lines = [f"{maker.folder}/set/../{line}" for line in file.read_text().splitlines()[1:]]
+    copy.write_text("\n".join(lines) + "\n")
     spec = spec_of(train=[("GenericDataset", file)], val=[("Middlebury", copy)])
     report = check_data(spec, ["train_dataset", "val_dataset"])
     (warning,) = report.warnings
@@ -475,7 +476,9 @@ def test_a_line_without_truth_is_a_fault_where_truth_is_needed(maker: Maker) -> 
 def test_many_faults_are_cut_per_source(tmp_path: Path) -> None:
     file = tmp_path / "bad.txt"
     file.write_text("one_column\n" * 50)
-    shown = fault_text(check_data(spec_of(train=[("FSD", file)]), ["train_dataset"]))
+    report = check_data(spec_of(train=[("FSD", file)]), ["train_dataset"])
+    assert report_text(report).endswith("\nno warnings, 50 faults")
+    shown = fault_text(report)
     assert len(shown.splitlines()) == 21
     assert f"50 faults in {file}, the first 20 shown" in shown
 
