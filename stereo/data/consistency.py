@@ -4,9 +4,10 @@ Measured by photo-consistency: the right view sampled at (x - d, y) must look li
 (x, y). The error is the median over pixels of the mean absolute RGB difference in grey levels
 (0..255), after one affine gain per channel.
 
-Measured over the project's real samples and 72 generated pairs, on textured pixels: a right truth
-has at most half the error of disparity 0. A wrong one (twice or half the value, views exchanged,
-sign reversed) has 1.4 times the error or more; the one of the right view comes near (0.9 times).
+Measured over the project's real samples and 300 generated pairs, on textured pixels: a right truth
+has at most 0.6 times the error of disparity 0 (real: 0.4). A wrong one (twice or half the value,
+views exchanged, sign reversed) has 1.4 times the error or more; that of the right view comes near
+(0.9 times).
 
 Symbols: d disparity px, x, y column and row px, N pixels, H, W rows and columns of the image.
 """

@@ -272,6 +272,14 @@ def test_a_truth_of_another_pair_explains_nothing(
     assert "belong together" in report.warnings[0]
 
 
+def test_a_truth_near_0_px_is_no_doubt(tmp_path: Path) -> None:
+    far = [generate(4, i, height=HEIGHT, width=WIDTH, max_disparity=0.4) for i in range(3)]
+    report = Maker(tmp_path, far).check()
+    assert report.errors is not None
+    assert report.errors[0] > 0.7 * report.errors[1]  # hardly better than disparity 0
+    assert report.warnings == ()
+
+
 @pytest.mark.parametrize(
     ("dataset", "line", "words"),
     [
