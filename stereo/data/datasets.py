@@ -157,7 +157,7 @@ class StereoFormat:
         assert row.right is not None  # the parser gives a stereo row two images
         try:
             left, right = read_image(row.left), read_image(row.right)
-            _require_size(row.right, right.shape[:2], left.shape[:2])
+            _require_size(row.right, right.shape[:2], row, left.shape[:2])
             disparity = _read_truth(self, row, left.shape[:2])
         except DataError as error:
             raise DataError(f"{row.where}: {error}") from error
@@ -312,11 +312,11 @@ def _read_truth(form: Format, row: Row, size: tuple[int, int]) -> FloatMap:
         truth = form.truth[row.disparity.suffix.lower()].read(row.disparity)
     except PngContentError as error:
         raise DataError(f"{error}. {_readers_of(error.found, form.family)}") from error
-    _require_size(row.disparity, truth.shape, size)
+    _require_size(row.disparity, truth.shape, row, size)
     if row.occlusion is None:
         return truth
     visible = read_mask(row.occlusion)
-    _require_size(row.occlusion, visible.shape, size)
+    _require_size(row.occlusion, visible.shape, row, size)
     return np.where(visible, truth, np.float32(np.inf))
 
 
@@ -333,9 +333,10 @@ def _readers_of(content: str, family: Family) -> str:
     return f"A PNG with {content} is read by {', '.join(readers)}"
 
 
-def _require_size(path: Location, found: tuple[int, ...], image: tuple[int, ...]) -> None:
-    if found != image:
+def _require_size(path: Location, found: tuple[int, ...], row: Row, size: tuple[int, ...]) -> None:
+    """Refuse a companion whose (H, W) is not `size`, that of the row's (left) image."""
+    if found != size:
+        image = "image" if row.right is None else "left image"
         raise DataError(
-            f"{path}: size {found[1]}x{found[0]} differs from the left image's "
-            f"{image[1]}x{image[0]}"
+            f"{path}: size {found[1]}x{found[0]} differs from the {image}'s {size[1]}x{size[0]}"
         )

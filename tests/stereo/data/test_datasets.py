@@ -18,8 +18,10 @@ from stereo.data.datasets import (
     StereoSample,
     eval_crop,
     find_format,
+    sample_name,
 )
 from stereo.data.encodings import FSD_PNG, PFM, write_pfm, write_png
+from stereo.data.remote import RemoteFile
 from stereo.errors import DataError
 from stereo.spec.data import STEREO_DATASETS
 
@@ -421,7 +423,9 @@ def test_a_different_size_is_an_error_with_both_sizes_and_the_line(scene: Path, 
     else:
         write_png(scene / wrong, np.zeros((6, 7, 3), np.uint8))
 
-    with pytest.raises(DataError, match=rf"a\.txt:1: .*{wrong}: size 7x6 differs .*8x6"):
+    with pytest.raises(
+        DataError, match=rf"a\.txt:1: .*{wrong}: size 7x6 differs .*left image's 8x6"
+    ):
         read(scene, "l.png r.png d.pfm m.png")
 
 
@@ -435,7 +439,7 @@ def test_a_target_or_mask_of_another_size_than_the_image_is_an_error(
         write_png(scene / wrong, np.full((5, 8), 255, np.uint8))
     row = row_of(scene / "d.pfm", mask=scene / "m.png", mono=True)
 
-    with pytest.raises(DataError, match=rf"a\.txt:1: .*{wrong}: size .* differs .*8x6"):
+    with pytest.raises(DataError, match=rf"{wrong}: size .* differs from the image's 8x6"):
         find_format("MetricMonoDataset", "mono").read(row)
 
 
@@ -456,3 +460,12 @@ def test_a_sample_is_named_relative_to_its_annotation_file(scene: Path) -> None:
     assert find_format("NYUDV2", "mono").read(replace(row, disparity=None)).name == str(
         scene / "l.png"
     )
+
+
+def test_a_remote_sample_is_named_relative_to_its_annotation_file() -> None:
+    source, below, beside = (
+        RemoteFile(f"s3://bucket/{path}", 1, "") for path in ("set/a.txt", "set/x/l.png", "l.png")
+    )
+
+    assert sample_name(Row(below, None, None, None, source, 1)) == "x/l.png"
+    assert sample_name(Row(beside, None, None, None, source, 1)) == "s3://bucket/l.png"

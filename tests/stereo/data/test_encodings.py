@@ -438,6 +438,14 @@ def test_images_of_every_format_and_odd_sizes_are_read_and_measured(
     assert declared_size(path.read_bytes()) == size
 
 
+def test_a_jpeg_whose_segments_are_damaged_declares_no_size() -> None:
+    jpeg = cv2.imencode(".jpg", np.zeros((30, 50), np.uint8))[1].tobytes()
+    frame = jpeg.index(b"\xff\xc0")
+
+    assert declared_size(jpeg) == (30, 50)
+    assert declared_size(jpeg[:frame] + b"\xfe" + jpeg[frame + 1 :]) is None
+
+
 def big_endian_tiff(height: int, width: int) -> bytes:
     """A grey image in one strip, its size in 16-bit tags."""
     shorts = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: 8 + 2 + 9 * 12 + 4}
