@@ -11,13 +11,14 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stereo.errors import NoResultError, SpecError, StereoError, interrupt_exit_code
+from stereo.data.remote import Location, find, is_remote
+from stereo.errors import DataError, NoResultError, SpecError, StereoError, interrupt_exit_code
 from stereo.files import write_json
 from stereo.registry import entry_for
 from stereo.spec import experiment
@@ -141,14 +142,21 @@ def run_resolved(
     return result
 
 
-def input_files(action: str, spec: ExperimentSpec) -> list[Path]:
+def input_files(action: str, spec: ExperimentSpec) -> list[Location]:
     """The annotation files, weights, graphs and engines that an action is given and that exist."""
-    files: list[Path] = []
+    names: list[str] = []
     for given in experiment.ACTIONS[SPEC_OF.get(action, action)].inputs:
         value = value_at(spec, given.path)
         named = [source.data_file for source in value] if isinstance(value, list) else [value]
-        files += [Path(name).expanduser() for name in named if not is_open(name)]
-    return [file for file in files if file.is_file()]
+        names += [name for name in named if not is_open(name)]
+    files: list[Location] = []
+    for name in names:
+        if is_remote(name):
+            with suppress(DataError):  # the action says what is wrong with it
+                files.append(find(name))
+        elif (path := Path(name).expanduser()).is_file():
+            files.append(path)
+    return files
 
 
 SEEDS = {"convert": "convert.seed"}  # where it is not the seed of training
@@ -182,7 +190,7 @@ def convert(job: Job) -> ActionResult:
 
     spec = job.spec.convert
     with bar_when_slow() as show:
-        result = write_splits(spec, job.directory, lambda seen: show("files seen", seen, None))
+        result = write_splits(spec, job.directory, show)
     metrics = {f"samples_{name}": float(count) for name, count in result.counts.items()}
     job.status.running("Annotation files written.", kpi=metrics, seed=spec.seed)
     moved = [f"kept the file of an earlier run as {path}" for path in result.moved]

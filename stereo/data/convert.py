@@ -23,12 +23,14 @@ from difflib import SequenceMatcher
 from fractions import Fraction
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import TypeAlias
 
 from stereo.errors import DataError
 from stereo.files import write_text
 from stereo.spec.data import ConvertSpec
 
 LOG = logging.getLogger(__name__)
+Progress: TypeAlias = Callable[[str, int, int | None], None]
 
 OUTPUTS = ("train.txt", "val.txt", "test.txt")
 _SHOWN_FAULTS = 20
@@ -36,7 +38,7 @@ _CANDIDATES = 3
 _COMPARED = 2000  # files that are compared letter by letter to name the nearest
 _COMPARED_IN_FOLDER = 8  # of them from one folder
 _PROGRESS_STEP = 1000  # files between two calls of `progress`
-_NEEDS_QUOTES = re.compile(r'[\s"#]')
+_NEEDS_QUOTES = re.compile(r'[\s"#\ufeff]')
 
 
 @dataclass(frozen=True)
@@ -81,14 +83,14 @@ class _Listing:
 
 
 def convert(
-    spec: ConvertSpec, directory: Path, progress: Callable[[int], None] | None = None
+    spec: ConvertSpec, directory: Path, progress: Progress = lambda _what, _done, _total: None
 ) -> ConvertResult:
     """Write the annotation files of a folder of scenes.
 
     Args:
         spec: keeps the rules of `stereo.spec.rules.CONVERT_RULES`.
         directory: where the files go, created when missing.
-        progress: called with the number of files seen so far, while the walk goes on.
+        progress: told now and then what is done, how often so far, and of how many if known.
 
     Raises:
         DataError: with exit code 2, before anything is written, with all faults.
@@ -106,7 +108,7 @@ def convert(
         raise DataError(_no_match(root, spec, listing, beside), exit_code=2)
     if beside:
         LOG.warning("%s: %d matching files directly in it are not read", root, len(beside))
-    rows = _checked_rows(root, spec, images, listing.files)
+    rows = _checked_rows(root, spec, images, listing.files, progress)
     splits = _split(rows, spec)
     directory.mkdir(parents=True, exist_ok=True)
     return _write(splits, directory, root, relative=spec.relative)
@@ -125,7 +127,7 @@ def _existing_root(spec: ConvertSpec) -> str:
     return os.path.normpath(root)
 
 
-def _walk(root: str, spec: ConvertSpec, progress: Callable[[int], None] | None) -> _Listing:
+def _walk(root: str, spec: ConvertSpec, progress: Progress) -> _Listing:
     """List every folder once; links to folders are followed unless they lead back."""
     listing = _Listing()
     seen = 0
@@ -146,8 +148,8 @@ def _walk(root: str, spec: ConvertSpec, progress: Callable[[int], None] | None) 
                         continue
                     _add(path, entry, listing, spec)
                     seen += 1
-                    if progress is not None and seen % _PROGRESS_STEP == 0:
-                        progress(seen)
+                    if seen % _PROGRESS_STEP == 0:
+                        progress("files seen", seen, None)
         except OSError as error:
             listing.unlisted.append(f"{folder or '.'}: {error.strerror}")
     return listing
@@ -233,7 +235,7 @@ def _columns(spec: ConvertSpec) -> list[_Column]:
 
 
 def _checked_rows(
-    root: str, spec: ConvertSpec, images: Sequence[str], files: set[str]
+    root: str, spec: ConvertSpec, images: Sequence[str], files: set[str], progress: Progress
 ) -> list[tuple[str, ...]]:
     """For every image its path and those of its companions, all of them there.
 
@@ -250,7 +252,9 @@ def _checked_rows(
         # The walk has seen nearly all of them, so that a slow disk is not asked again.
         return path in files or Path(os.path.normpath(f"{root}/{path}")).is_file()
 
-    for image in images:
+    for done, image in enumerate(images):
+        if done % _PROGRESS_STEP == 0:
+            progress("images checked", done, len(images))
         if not is_there(image):
             missing.append(f"{image}: a link that leads nowhere")
             continue

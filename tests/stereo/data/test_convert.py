@@ -538,6 +538,15 @@ def test_white_space_and_quotes_are_quoted(tmp_path: Path, name: str) -> None:
         assert line == f'"{tmp_path}/{doubled}"'
 
 
+@pytest.mark.parametrize("scene", ["#1", "~", "~root", '"', " ", "\ufeff", "a\rb"])
+def test_no_scene_name_changes_the_meaning_of_a_line(tmp_path: Path, scene: str) -> None:
+    touch(tmp_path, f"{scene}/left.png", f"{scene}/right.png")
+    fields = {**STEREO, "depth_dir_pattern": [], "relative": True}
+    file = run(tmp_path, tmp_path, **fields).files["test"]
+    (row,) = read_rows(file, dataset="GenericDataset", inference=True)
+    assert Path(os.path.normpath(str(row.left))) == tmp_path / scene / "left.png"
+
+
 @pytest.mark.parametrize("name", [b"a/left\xff.png", b"a/left\n.png"])
 def test_names_that_no_line_can_hold_are_errors(tmp_path: Path, name: bytes) -> None:
     touch(tmp_path, os.fsdecode(name))
@@ -567,11 +576,17 @@ def test_relative_paths_lead_out_of_a_linked_folder(tmp_path: Path) -> None:
     assert row.left.samefile(root / "a/left.png")
 
 
-def test_progress_counts_the_files(tmp_path: Path) -> None:
-    touch(tmp_path, *(f"a/{i}_left.png" for i in range(2100)))
-    seen: list[int] = []
-    convert(ConvertSpec(data_root=str(tmp_path), **IMAGES), tmp_path / "out", seen.append)
-    assert seen == [1000, 2000]
+def test_progress_counts_files_and_images(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"a/{i}_left.png" for i in range(1100)), *(f"a/{i}" for i in range(1000)))
+    told: list[tuple[str, int, int | None]] = []
+    spec = ConvertSpec(data_root=str(tmp_path), **IMAGES)
+    convert(spec, tmp_path / "out", lambda *progress: told.append(progress))
+    assert told == [
+        ("files seen", 1000, None),
+        ("files seen", 2000, None),
+        ("images checked", 0, 1100),
+        ("images checked", 1000, 1100),
+    ]
 
 
 # -- as an action ---------------------------------------------------------------------------------
