@@ -233,8 +233,10 @@ def _add_target_arguments(parser: argparse.ArgumentParser) -> None:
     for option, purpose in (("data", "training"), ("val", "validation")):
         parser.add_argument(
             f"--{option}",
+            action="append",
             metavar="[CLASS:]FILE",
-            help=f"annotation file for {purpose}; CLASS is a dataset class, default GenericDataset",
+            help=f"annotation file for {purpose}, also s3:// or another address; may be given "
+            "several times; CLASS is a dataset class, default GenericDataset",
         )
     parser.add_argument(
         "--name", help="name of the study or run (default: stems of TARGET and of the data file)"

@@ -28,8 +28,11 @@ from automl.space import build_space, read_fields
 from automl.store import EVENTS_FILE, ResolvedStudy, Study, read_study
 from automl.study_spec import (
     EMBEDDED,
+    DataOption,
     StudySpec,
     base_spec,
+    data_choice,
+    data_stem,
     get_path,
     load_study,
     parse_yaml,
@@ -99,8 +102,8 @@ def prepare(
     overrides: Sequence[str] = (),
     *,
     name: str | None = None,
-    data: str | None = None,
-    val: str | None = None,
+    data: DataOption = None,
+    val: DataOption = None,
     spec_file: Path | None = None,
     trainable: str = "depth_net",
     embedded: Callable[[Trainable, str], Mapping[str, str]] | None = None,
@@ -111,8 +114,8 @@ def prepare(
         target: model key or study file.
         overrides: `key.path=value` changes of the base spec; they win over `spec_file`.
         name: the study's name.
-        data: `[CLASS:]FILE` for training.
-        val: `[CLASS:]FILE` for validation.
+        data: `[CLASS:]FILE` for training, one or several.
+        val: `[CLASS:]FILE` for validation, one or several.
         spec_file: a spec merged over the base spec.
         trainable: name for `find_trainable`.
         embedded: returns the trainer's own data for a profile; None, when planning, keeps the
@@ -182,8 +185,8 @@ def plain_spec(
     *,
     model: str,
     action: str,
-    data: str | None,
-    val: str | None,
+    data: DataOption,
+    val: DataOption,
     spec_file: Path | None,
     trainer: Trainable,
     embedded: Callable[[Trainable, str], Mapping[str, str]],
@@ -198,7 +201,7 @@ def plain_spec(
         study = load_study(target, overrides, data=data, val=val, gpu=gpus() > 0)
         return complete_spec(study, trainer, metadata, embedded)
     spec = read_spec(spec_file) if spec_file else dict(trainer.template(model, action))
-    given = {split: file for split, file in (("train", data), ("val", val)) if file}
+    given = data_choice(data, val)
     if given:
         choice = {"name": model, "model": model, "profile": "cpu", "budget": {"trials": 1}}
         one = study_from_dict({**choice, "data": given}, str(spec_file or target))
@@ -224,12 +227,11 @@ def has_study_file(target: str | Path) -> bool:
     return path.suffix in (".yaml", ".yml") or (STUDY_FILES / f"{target}.yaml").is_file()
 
 
-def default_name(target: str | Path, data: str | None, spec_file: Path | None) -> str:
+def default_name(target: str | Path, data: DataOption, spec_file: Path | None) -> str:
     """Return the name of a run: stems of the target, the spec file and the data file."""
     parts = [Path(target).stem]
     parts += [spec_file.stem] if spec_file is not None else []
-    parts += [Path(data.rpartition(":")[2]).stem] if data else []
-    return "-".join(parts)
+    return "-".join(filter(None, (*parts, data_stem(data))))
 
 
 def spec_as_overrides(path: Path) -> list[str]:

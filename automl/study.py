@@ -30,7 +30,7 @@ from automl.promote.chain import Bundle, promote, record_check
 from automl.promote.isolated import Outcome, run_action
 from automl.resources import of_study
 from automl.store import ResolvedStudy, Study, open_study, owner_of, read_lock
-from automl.study_spec import load_study
+from automl.study_spec import DataOption, load_study
 from automl.trial import TRIAL_VARIABLE
 
 LOG_BYTES = 16 * 2**20  # room for logs, reports and TensorBoard events of a study
@@ -51,8 +51,8 @@ def run_study(
     overrides: Sequence[str] = (),
     *,
     name: str | None = None,
-    data: str | None = None,
-    val: str | None = None,
+    data: DataOption = None,
+    val: DataOption = None,
     spec_file: Path | None = None,
     address: str | None = None,
     progress: bool = True,
@@ -66,8 +66,8 @@ def run_study(
         target: model key or study file.
         overrides: `key.path=value` changes of the base spec.
         name: the study's name.
-        data: `[CLASS:]FILE` for training.
-        val: `[CLASS:]FILE` for validation.
+        data: `[CLASS:]FILE` for training, one or several.
+        val: `[CLASS:]FILE` for validation, one or several.
         spec_file: a spec merged over the base spec.
         address: `HOST:PORT` of a running Ray cluster.
         progress: show the live table while trials run.

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import yaml
 
@@ -25,6 +25,11 @@ from automl.typed import build
 STUDIES = Path(__file__).resolve().parent.parent / "studies"
 EMBEDDED = "embedded"
 PARTIAL_LOAD_KEY = "train.allow_partial_load"
+
+DataOption: TypeAlias = str | Sequence[str] | None
+"""`[CLASS:]FILE`, or several of them; FILE may be an address such as `s3://bucket/train.txt`."""
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 @dataclass(frozen=True)
@@ -145,8 +150,8 @@ def load_study(
     overrides: Sequence[str] = (),
     *,
     name: str | None = None,
-    data: str | None = None,
-    val: str | None = None,
+    data: DataOption = None,
+    val: DataOption = None,
     gpu: bool = False,
 ) -> StudySpec:
     """Read a study file and apply the options of the command line.
@@ -155,8 +160,8 @@ def load_study(
         target: a model key (`ffs` means `studies/ffs.yaml`) or a study file.
         overrides: `key.path=value` changes of the base spec.
         name: the study's name; default: the file's stem, with `-<stem of data>` when data is given.
-        data: `[CLASS:]FILE` for training.
-        val: `[CLASS:]FILE` for validation.
+        data: `[CLASS:]FILE` for training, one or several.
+        val: `[CLASS:]FILE` for validation, one or several.
         gpu: merge `profiles.gpu`, else `profiles.cpu`.
 
     Raises:
@@ -168,12 +173,11 @@ def load_study(
     problems: list[Problem] = []
     tree = _merge_profile(tree, profile, str(path), problems)
     if data is not None or val is not None:
-        chosen = {"train": data, "val": val}
-        tree["data"] = {**tree.get("data", {}), **{k: v for k, v in chosen.items() if v}}
+        tree["data"] = {**tree.get("data", {}), **data_choice(data, val)}
     base = tree.setdefault("spec", {})
     for override in overrides:
         _override(base, override, problems)
-    tree["name"] = name or _default_name(path, data)
+    tree["name"] = name or "-".join(filter(None, (path.stem, data_stem(data))))
     tree["profile"] = profile
     if isinstance(tree.get("algorithm"), str):
         tree["algorithm"] = {"name": tree["algorithm"]}
@@ -186,6 +190,18 @@ def load_study(
     if problems or study is None:
         raise StudySpecError(problems)
     return study
+
+
+def data_choice(data: DataOption, val: DataOption) -> dict[str, Any]:
+    """Return the section `data` of a study file that names these files."""
+    given = {split: list(_each(option)) for split, option in (("train", data), ("val", val))}
+    return {split: files if len(files) > 1 else files[0] for split, files in given.items() if files}
+
+
+def data_stem(data: DataOption) -> str:
+    """Return the part of a default name that tells the data: the stems of the files, "" if none."""
+    stems = [Path(_split_class(entry)[1].partition("?")[0]).stem for entry in _each(data)]
+    return "-".join(dict.fromkeys(stems))
 
 
 def study_from_dict(tree: Mapping[str, Any], source: str) -> StudySpec:
@@ -333,12 +349,6 @@ def _merge_profile(
     return merge(tree, known.get(profile) or {})
 
 
-def _default_name(path: Path, data: str | None) -> str:
-    if data is None:
-        return path.stem
-    return f"{path.stem}-{Path(_split_class(data)[1]).stem}"
-
-
 def _override(spec: dict[str, Any], override: str, problems: list[Problem]) -> None:
     path, equals, text = override.removeprefix("+").partition("=")
     if not equals or not path:
@@ -372,15 +382,20 @@ def _position(items: list[Any], part: str) -> int:
     return int(part)
 
 
+def _each(option: DataOption) -> Sequence[str]:
+    return [option] if isinstance(option, str) else option or []
+
+
 def _data_source(entry: str, default_class: str) -> dict[str, str]:
     dataset, file = _split_class(entry)
-    return {"dataset_name": dataset or default_class, "data_file": str(Path(file).resolve())}
+    place = file if _ADDRESS.match(file) else str(Path(file).expanduser().resolve())
+    return {"dataset_name": dataset or default_class, "data_file": place}
 
 
 def _split_class(entry: str) -> tuple[str, str]:
-    """Split `[CLASS:]FILE`; one letter before the colon is a Windows drive, not a class."""
+    """Split `[CLASS:]FILE`; neither a Windows drive nor the scheme of an address is a class."""
     head, colon, tail = entry.partition(":")
-    if colon and len(head) > 1 and head.isidentifier():
+    if colon and len(head) > 1 and head.isidentifier() and not _ADDRESS.match(entry):
         return head, tail
     return "", entry
 

@@ -56,6 +56,14 @@ def test_the_help_of_a_command_teaches_it(capsys: pytest.CaptureFixture[str], co
     assert all(len(line) <= 100 for line in text.splitlines())
 
 
+def test_data_may_be_given_twice_and_be_remote(capsys: pytest.CaptureFixture[str]) -> None:
+    data = ("--data", "a.txt", "--data", "Numbers:s3://bucket/b.txt")
+    text = output(capsys, "plan", "tiny.yaml", *data, "--val", "s3://bucket/v.txt", *TRAINABLE)
+
+    assert "Study tiny-a-b:" in text
+    assert "train a.txt, Numbers:s3://bucket/b.txt; validation s3://bucket/v.txt" in text
+
+
 def test_overrides_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
     text = output(
         capsys, "plan", "tiny.yaml", "train.flip=0.5", "--json", "train.optim.lr=1e-3", *TRAINABLE

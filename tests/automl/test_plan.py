@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from automl.contract import find_trainable
 from automl.errors import SchemaError, StudySpecError
-from automl.plan import duration, make_plan, prepare, render
+from automl.plan import default_name, duration, make_plan, plain_spec, prepare, render
 from automl.promote.chain import STEP_SENTENCES
 from tests.automl.quadratic import NAME
 
@@ -80,6 +81,24 @@ def test_a_data_file_names_another_study(study_file: Path) -> None:
 
     assert "Study tiny-pairs:" in text
     assert "train Numbers:somewhere/pairs.txt; validation val.txt" in text
+
+
+@pytest.mark.parametrize("data", ["s3://bucket/pairs.txt", ["Numbers:s3://bucket/pairs.txt"]])
+def test_a_remote_file_reaches_study_and_plain_run_untouched(study_file: Path, data) -> None:
+    spec_file = Path("mine.yaml")
+    spec_file.write_text("train: {flip: 0.5}\n")
+    trainer = find_trainable(NAME)
+    options = {"data": data, "val": None, "trainer": trainer, "embedded": None}
+
+    study = prepare(study_file, data=data, trainable=NAME)
+    plain = plain_spec(
+        study_file, [], model="quadratic", action="train", spec_file=spec_file, **options
+    )
+
+    source = {"dataset_name": "Numbers", "data_file": "s3://bucket/pairs.txt"}
+    for spec in (study.resolved.base_spec, plain):
+        assert spec["dataset"]["train_files"] == [source]
+    assert study.resolved.study.name == default_name(study_file, data, None) == "tiny-pairs"
 
 
 def test_data_sources_in_the_spec_are_kept(study_file: Path) -> None:

@@ -143,6 +143,42 @@ def test_other_data_makes_another_study():
         load_study("ffs", name="../x")
 
 
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("s3://bucket/scenes/train.txt", "ffs-train"),
+        ("Kitti:s3://bucket/kitti.txt", "ffs-kitti"),
+        ("https://host:8080/night.txt?signature=a/b", "ffs-night"),
+        (["Kitti:s3://bucket/kitti.txt", "Eth3d:/data/eth3d.txt"], "ffs-kitti-eth3d"),
+        (["/a/train.txt", "/b/train.txt"], "ffs-train"),
+    ],
+)
+def test_a_study_is_named_after_the_stems_of_its_data(data, name):
+    assert load_study("ffs", data=data).name == name
+
+
+def test_addresses_and_several_files_reach_the_spec_as_given(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    remote = ["s3://bucket/a.txt", "Kitti:s3://bucket/b.txt", "Kitti:gs://x/c.txt", "Kitti:~/d.txt"]
+    study = load_study("ffs", data=remote, val=["https://host:80/v.txt"])
+    metadata = {**MODEL, "default_dataset": "Generic"}
+    spec = base_spec(study, {}, metadata, {})
+    assert spec["dataset"]["train_files"] == [
+        {"dataset_name": "Generic", "data_file": "s3://bucket/a.txt"},
+        {"dataset_name": "Kitti", "data_file": "s3://bucket/b.txt"},
+        {"dataset_name": "Kitti", "data_file": "gs://x/c.txt"},
+        {"dataset_name": "Kitti", "data_file": "/home/me/d.txt"},
+    ]
+    assert spec["dataset"]["val_files"] == [
+        {"dataset_name": "Generic", "data_file": "https://host:80/v.txt"}
+    ]
+    assert study_from_dict(study.to_dict(), "lock") == study
+
+
+def test_one_file_is_written_as_one_file():
+    assert load_study("ffs", data=["a.txt"]).data == load_study("ffs", data="a.txt").data
+
+
 def test_the_packaged_study_is_the_documented_profile():
     study = load_study("ffs")
     expected = {
