@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import threading
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -39,7 +40,15 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def sha256(path: Path) -> str:
+class Readable(Protocol):
+    """A file by its path, or a remote one."""
+
+    def open(self, mode: Literal["rb"], /) -> BufferedReader:
+        """The content of the file."""
+        ...
+
+
+def sha256(path: Readable) -> str:
     """SHA-256 of a file, hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

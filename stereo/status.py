@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from stereo.errors import SpecError, SpecProblem
-from stereo.files import sha256, write_json, write_text
+from stereo.files import Readable, sha256, write_json, write_text
 from stereo.spec.rules import is_open
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def write_provenance(
     seed: int | None = None,
     command: Sequence[str] = tuple(sys.argv),
     inferred: Mapping[str, str] | None = None,
-    inputs: Iterable[Path] = (),
+    inputs: Iterable[Readable] = (),
 ) -> Path:
     """Write `provenance.json`: what made the files of this directory.
 
