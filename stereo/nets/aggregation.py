@@ -3,16 +3,17 @@
 Symbols: B batch, C channels, D disparity candidates, h, w rows and columns at 1/4 of the image, c
 the volume's width (`volume_dim`), L tokens along the disparity axis.
 
-The hourglass stores modules that its forward pass does not use; released checkpoints contain them
-and a strict load needs their names. They never receive a gradient.
+The pruned hourglass stores modules that its forward pass does not use; released checkpoints contain
+them and a strict load needs their names. They never receive a gradient.
 
-Source: hourglass of FoundationStereo, Wen et al., CVPR 2025, in the pruned form of
+Source: hourglass of FoundationStereo, Wen et al., CVPR 2025, and its pruned form in
 Fast-FoundationStereo.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from stereo.nets.blocks import (
     BatchNorm,
     ConvBlock,
     FeatureGate,
+    Norm,
     Residual,
     channels_last,
     spatial_shape,
@@ -58,11 +60,19 @@ def _double(in_channels: int, out_channels: int, kernel_size: int = 4, **options
     )
 
 
-class GroupAttention(nn.Module):
-    """Attention among the channel groups of one disparity position; tokens (N, L, C) in and out.
+def _merge(conv: type[nn.Module], in_channels: int, out_channels: int) -> nn.Sequential:
+    """Return what mixes a decoded volume with its skip: 1x1x1, then two axial convolutions."""
+    return nn.Sequential(
+        ConvBlock(conv, in_channels, out_channels, 1, norm=BatchNorm),
+        AxialConv3d(out_channels, out_channels, 17),
+        AxialConv3d(out_channels, out_channels, 17),
+    )
 
-    The released networks arrange the heads so that a position attends over its own four channel
-    groups, not over other disparities. Weights depend on it.
+
+class DisparityAttention(nn.Module):
+    """Attention in the tokens of one pixel, (N, L, C) in and out; subclasses arrange the heads.
+
+    The released networks differ in the arrangement, and their weights depend on it.
     """
 
     def __init__(self, channels: int) -> None:
@@ -73,23 +83,55 @@ class GroupAttention(nn.Module):
         self.out_proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        length, channels = (int(size) for size in x.shape[1:])
+        q, k, v = (project(x) for project in (self.q_proj, self.k_proj, self.v_proj))
+        return self.out_proj(self.mix(q, k, v))
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return the attended values, (N, L, C)."""
+        raise NotImplementedError
+
+
+class GroupAttention(DisparityAttention):
+    """Every disparity attends over its own four channel groups, not over other disparities."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        length, channels = (int(size) for size in q.shape[1:])
         width = channels // HEADS
-        q, k, v = (
-            project(x).reshape(-1, length, HEADS, width)  # (N, L, heads, C/heads)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (x.reshape(-1, length, HEADS, width) for x in (q, k, v))
         scores = q @ k.transpose(-2, -1) / math.sqrt(width)  # (N, L, heads, heads)
         mixed = torch.softmax(scores, dim=-1) @ v
-        return self.out_proj(mixed.reshape(-1, length, channels))
+        return mixed.reshape(-1, length, channels)
+
+
+class RowAttention(DisparityAttention):
+    """Every quarter of the disparities attends over itself, four sub-tokens per disparity."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        length, channels = (int(size) for size in q.shape[1:])
+        # Contiguous rows are cut anew, without exchanging axes: (N, heads, L, C/heads).
+        q, k, v = (x.reshape(-1, HEADS, length, channels // HEADS) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).reshape(-1, length, channels)
+
+
+class HeadAttention(DisparityAttention):
+    """Multi-head attention of the textbooks: every disparity attends over all of them."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        length, channels = (int(size) for size in q.shape[1:])
+        split = (-1, length, HEADS, channels // HEADS)
+        q, k, v = (x.reshape(split).transpose(1, 2) for x in (q, k, v))  # (N, heads, L, C/heads)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return mixed.transpose(1, 2).reshape(-1, length, channels)
 
 
 class TransformerLayer(nn.Module):
     """Post-norm transformer layer with GELU; tokens (N, L, C)."""
 
-    def __init__(self, channels: int, feedforward: int) -> None:
+    def __init__(
+        self, channels: int, feedforward: int, attention: type[DisparityAttention]
+    ) -> None:
         super().__init__()
-        self.self_attn = GroupAttention(channels)
+        self.self_attn = attention(channels)
         self.linear1 = nn.Linear(channels, feedforward)
         self.linear2 = nn.Linear(feedforward, channels)
         self.norm1 = nn.LayerNorm(channels)
@@ -114,9 +156,19 @@ def sinusoidal_table(length: int, channels: int) -> Tensor:
 class DisparityTransformer(nn.Module):
     """Transformer along the disparity axis of a volume (B, C, L, h, w), pixel by pixel."""
 
-    def __init__(self, channels: int, *, length: int, layers: int, feedforward: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        length: int,
+        layers: int,
+        feedforward: int,
+        attention: type[DisparityAttention] = GroupAttention,
+    ) -> None:
         super().__init__()
-        self.sa = nn.ModuleList(TransformerLayer(channels, feedforward) for _ in range(layers))
+        self.sa = nn.ModuleList(
+            TransformerLayer(channels, feedforward, attention) for _ in range(layers)
+        )
         self.position: Tensor
         self.register_buffer("position", sinusoidal_table(length, channels), persistent=False)
 
@@ -222,8 +274,123 @@ class TransformerMerge(nn.Module):
         return self.out(self.upsample(low) + high)
 
 
+class PatchConv3d(nn.Conv3d):
+    """Depthwise convolution of non-overlapping 4x4x4 patches, (B, C, D, h, w) to quarter size.
+
+    Args:
+        channels: C.
+        shift: patches start this many samples before the first one in D and h, in zeros; as many
+            samples at the end are left out.
+    """
+
+    SIZE = 4
+
+    def __init__(self, channels: int, shift: int) -> None:
+        super().__init__(
+            channels,
+            channels,
+            self.SIZE,
+            stride=self.SIZE,
+            padding=(shift, shift, 0),
+            groups=channels,
+        )
+
+
+@dataclass(frozen=True)
+class HourglassVariant:
+    """In what the released FoundationStereo networks differ below the volume.
+
+    Attributes:
+        gate_norm: norm inside the gates.
+        merge: kind of the 1x1x1 convolution that opens `agg_1`.
+        patch_shift: see `PatchConv3d`.
+        attention: arrangement of the heads.
+        attends_patches: the transformer runs on the patches, before they are enlarged, and not on
+            every disparity of every pixel.
+    """
+
+    gate_norm: Norm
+    merge: type[nn.Module]
+    patch_shift: int
+    attention: type[DisparityAttention]
+    attends_patches: bool
+
+
 class Hourglass(nn.Module):
-    """3-D hourglass over a volume (B, c, D, h, w); D, h and w are multiples of 8.
+    """3-D hourglass with a transformer branch over a volume (B, c, D, h, w).
+
+    D, h and w are multiples of 8.
+
+    Args:
+        c: width of the volume; inner levels have 2c, 4c and 6c channels.
+        feature_widths: channels of the image features at 1/4, 1/8, 1/16 and 1/32.
+        candidates: D.
+        variant: which of the released networks.
+    """
+
+    LAYERS = 4
+
+    def __init__(
+        self,
+        c: int,
+        *,
+        feature_widths: tuple[int, int, int, int],
+        candidates: int,
+        variant: HourglassVariant,
+    ) -> None:
+        super().__init__()
+        _, x8, x16, x32 = feature_widths
+        norm = variant.gate_norm
+        self.attends_patches = variant.attends_patches
+        self.conv1 = nn.Sequential(_conv3(c, 2 * c, stride=2), AxialConv3d(2 * c, 2 * c, 17))
+        self.feature_att_8 = FeatureGate(2 * c, x8, norm=norm)
+        self.conv2 = nn.Sequential(_conv3(2 * c, 4 * c, stride=2), AxialConv3d(4 * c, 4 * c, 17))
+        self.feature_att_16 = FeatureGate(4 * c, x16, norm=norm)
+        self.conv3 = nn.Sequential(_conv3(4 * c, 6 * c, stride=2), AxialConv3d(6 * c, 6 * c, 17))
+        self.feature_att_32 = FeatureGate(6 * c, x32, norm=norm)
+        self.conv3_up = _double(6 * c, 4 * c)
+        self.agg_0 = _merge(nn.Conv3d, 8 * c, 4 * c)
+        self.feature_att_up_16 = FeatureGate(4 * c, x16, norm=norm)
+        self.conv2_up = _double(4 * c, 2 * c)
+        self.agg_1 = _merge(variant.merge, 4 * c, 2 * c)
+        self.feature_att_up_8 = FeatureGate(2 * c, x8, norm=norm)
+        self.conv1_up = _double(2 * c, c)
+        self.conv_patch = nn.Sequential(PatchConv3d(c, variant.patch_shift), BatchNorm(c))
+        self.upsample = nn.Upsample(
+            scale_factor=PatchConv3d.SIZE, mode="trilinear", align_corners=False
+        )
+        transformer = DisparityTransformer(
+            c,
+            length=candidates // PatchConv3d.SIZE if self.attends_patches else candidates,
+            layers=self.LAYERS,
+            feedforward=c,
+            attention=variant.attention,
+        )
+        self.atts = nn.ModuleDict({"cost_vol_disp": transformer})
+        self.conv_out = nn.Sequential(AxialConv3d(c, c, 17), AxialConv3d(c, c, 17))
+
+    def forward(self, volume: Tensor, features: FeaturePyramid) -> Tensor:
+        a8 = self.feature_att_8(self.conv1(volume), features.x8)  # (B, 2c, D/2, h/2, w/2)
+        a16 = self.feature_att_16(self.conv2(a8), features.x16)  # (B, 4c, D/4, h/4, w/4)
+        a32 = self.feature_att_32(self.conv3(a16), features.x32)  # (B, 6c, D/8, h/8, w/8)
+        b16 = self.agg_0(torch.cat((self.conv3_up(a32), a16), dim=1))
+        b16 = self.feature_att_up_16(b16, features.x16)  # (B, 4c, D/4, h/4, w/4)
+        b8 = self.agg_1(torch.cat((self.conv2_up(b16), a8), dim=1))
+        b8 = self.feature_att_up_8(b8, features.x8)  # (B, 2c, D/2, h/2, w/2)
+        return self.conv_out(self.conv1_up(b8) + self._attended(volume))  # (B, c, D, h, w)
+
+    def _attended(self, volume: Tensor) -> Tensor:
+        """Return what the transformer sees in the unfiltered volume, (B, c, D, h, w)."""
+        patches, transformer = self.conv_patch(volume), self.atts["cost_vol_disp"]
+        if self.attends_patches:
+            return self.upsample(transformer(patches))
+        return transformer(self.upsample(patches))
+
+
+class PrunedHourglass(nn.Module):
+    """3-D hourglass of the distilled network over a volume (B, c, D, h, w).
+
+    D, h and w are multiples of 8.
 
     Args:
         c: width of the volume; inner levels have 2c, 4c and 6c channels.
@@ -250,12 +417,8 @@ class Hourglass(nn.Module):
         """Create the modules that checkpoints contain and `forward` leaves out."""
         self.conv3_up = _double(6 * c, 4 * c)
         self.conv2_up = _double(4 * c, 2 * c)
-        self.agg_0 = nn.Sequential(
-            _conv(8 * c, 4 * c, 1), AxialConv3d(4 * c, 4 * c, 17), AxialConv3d(4 * c, 4 * c, 17)
-        )
-        self.agg_1 = nn.Sequential(
-            _conv(4 * c, 2 * c, 1), AxialConv3d(2 * c, 2 * c, 17), AxialConv3d(2 * c, 2 * c, 17)
-        )
+        self.agg_0 = _merge(nn.Conv3d, 8 * c, 4 * c)
+        self.agg_1 = _merge(nn.Conv3d, 4 * c, 2 * c)
         self.conv_out = nn.Sequential(AxialConv3d(c, c, 17), AxialConv3d(c, c, 17))
         self.conv_patch = nn.Sequential(nn.Conv3d(c, c, 4, stride=4, groups=c), BatchNorm(c))
         transformer = DisparityTransformer(c, length=1, layers=4, feedforward=c)

@@ -153,6 +153,30 @@ class Residual(nn.Module):
         return F.relu(x + self.bn2(self.conv2(y)))
 
 
+class ResidualBlock(nn.Module):
+    """Two 3-wide convolutions with bias and a shortcut; width and size may change.
+
+    Checkpoints hold the norm of a projected shortcut under two names, as one tensor.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, norm: Norm, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
+        self.norm1 = norm(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.norm2 = norm(out_channels)
+        self.downsample: nn.Sequential | None = None
+        if stride > 1 or in_channels != out_channels:
+            self.norm3 = norm(out_channels)
+            project = nn.Conv2d(in_channels, out_channels, 1, stride=stride)
+            self.downsample = nn.Sequential(project, self.norm3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(channels_last(self.conv1(x))))
+        y = F.relu(self.norm2(channels_last(self.conv2(y))))
+        return F.relu((x if self.downsample is None else self.downsample(x)) + y)
+
+
 class UpMerge(nn.Module):
     """Double the resolution, concatenate the finer map, mix both with a residual block."""
 
@@ -259,11 +283,13 @@ class AxialConv3d(nn.Module):
 class FeatureGate(nn.Module):
     """Scale every disparity plane of a volume by a sigmoid gate computed from image features."""
 
-    def __init__(self, volume_channels: int, feature_channels: int) -> None:
+    def __init__(
+        self, volume_channels: int, feature_channels: int, *, norm: Norm = BatchNorm
+    ) -> None:
         super().__init__()
         mid = feature_channels // 2
         self.feat_att = nn.Sequential(
-            ConvBlock(nn.Conv2d, feature_channels, mid, 1, norm=BatchNorm),
+            ConvBlock(nn.Conv2d, feature_channels, mid, 1, norm=norm),
             nn.Conv2d(mid, volume_channels, 1),
         )
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stereo.nets.blocks import BatchNorm, spatial_shape
+from stereo.nets.sampling import resize
 from stereo.nets.vit import PATCH, SIZES, Tokens
 
 
@@ -37,11 +38,6 @@ WIDTHS = {
     "vitg": Widths(384, (1536, 1536, 1536, 1536)),
 }
 SCORE_WIDTH = 32
-
-
-def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Return `x` (B, C, H, W) at another size: bilinear, the corner pixels stay corners."""
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
 
 
 class ResidualUnit(nn.Module):

@@ -177,14 +177,12 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-class EdgeNeXtFeatures(nn.Module):
-    """EdgeNeXt-small with a decoder: normalised images (B, 3, H, W) to a `FeaturePyramid`.
+class EdgeNeXtDecoder(nn.Module):
+    """EdgeNeXt-small with a decoder; subclasses make the finest map from what it returns."""
 
-    Args:
-        out_channels: width of the finest map, x4; x8, x16 and x32 have 192, 320 and 304 channels.
-    """
+    WIDTH = 2 * WIDTHS[0]  # of the finest decoded map
 
-    def __init__(self, out_channels: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.downsample_layers = nn.ModuleList(_downsample(index) for index in range(4))
         self.stages = nn.ModuleList(_stage(index) for index in range(4))
@@ -192,14 +190,14 @@ class EdgeNeXtFeatures(nn.Module):
         self.deconv32_16 = UpMerge(WIDTHS[3], WIDTHS[2])
         self.deconv16_8 = UpMerge(2 * WIDTHS[2], WIDTHS[1])
         self.deconv8_4 = UpMerge(2 * WIDTHS[1], WIDTHS[0])
-        self.conv4 = nn.Conv2d(2 * WIDTHS[0], out_channels, 1)
 
     @staticmethod
     def widths(out_channels: int) -> tuple[int, int, int, int]:
         """Return the channels of x4, x8, x16 and x32."""
         return out_channels, 2 * WIDTHS[1], 2 * WIDTHS[2], WIDTHS[3]
 
-    def forward(self, image: Tensor) -> FeaturePyramid:
+    def decode(self, image: Tensor) -> FeaturePyramid:
+        """Return 96, 192, 320 and 304 channels from normalised images (B, 3, H, W)."""
         levels: list[Tensor] = []
         x = image
         for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
@@ -208,6 +206,22 @@ class EdgeNeXtFeatures(nn.Module):
         x32 = levels[3]
         x16 = self.deconv32_16(x32, levels[2])
         x8 = self.deconv16_8(x16, levels[1])
-        x4 = self.conv4(self.deconv8_4(x8, levels[0]))
+        x4 = self.deconv8_4(x8, levels[0])
         # Instance norms leave their output in the default layout.
         return FeaturePyramid(*(channels_last(level) for level in (x4, x8, x16, x32)))
+
+
+class EdgeNeXtFeatures(EdgeNeXtDecoder):
+    """Normalised images (B, 3, H, W) to a `FeaturePyramid`.
+
+    Args:
+        out_channels: width of the finest map, x4; x8, x16 and x32 have 192, 320 and 304 channels.
+    """
+
+    def __init__(self, out_channels: int) -> None:
+        super().__init__()
+        self.conv4 = nn.Conv2d(self.WIDTH, out_channels, 1)
+
+    def forward(self, image: Tensor) -> FeaturePyramid:
+        decoded = self.decode(image)
+        return decoded._replace(x4=channels_last(self.conv4(decoded.x4)))

@@ -1,7 +1,8 @@
 """Iterative refinement: motion encoder, selective ConvGRU, disparity head, mask head.
 
 Symbols: B batch, h, w rows and columns at 1/4 of the image. Disparity is in px of that map.
-State-dict names follow the released checkpoints (`gru04` is the level at 1/4).
+State-dict names follow the released checkpoints (`gru04` is the level at 1/4). Lists of levels go
+from fine to coarse.
 
 Work that does not change between iterations is done once, in `UpdateBlock.prepare`: the part of the
 first GRU convolution that sees the context features, and weights that are merged or reordered.
@@ -19,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stereo.nets.blocks import ConvNeXtLite, channels_last
+from stereo.nets.blocks import ConvNeXtLite, channels_last, spatial_shape
 from stereo.nets.cost_volume import channel_order, lookup_channels
+from stereo.nets.sampling import resize
 
 
 class Kernel(NamedTuple):
@@ -30,16 +32,22 @@ class Kernel(NamedTuple):
     bias: Tensor
 
 
-class Prepared(NamedTuple):
-    """What all iterations of one forward pass share."""
+class PreparedLevel(NamedTuple):
+    """What all iterations of one forward pass share at one level."""
 
     context: (
         Tensor  # (B, gating width, h, w): share of the context features in the first convolution
     )
-    motion: Tensor  # weight of the first convolution for the motion features
-    geometry: Tensor  # weight of the lookup's 1x1 convolution, in the lookup's channel order
+    inputs: Tensor  # weight of the first convolution for the other inputs
     small: Kernel  # update and reset gate of the 1x1 cell
     large: Kernel  # update and reset gate of the 3x3 cell
+
+
+class Prepared(NamedTuple):
+    """What all iterations of one forward pass share."""
+
+    geometry: Tensor  # weight of the lookup's 1x1 convolution, in the lookup's channel order
+    levels: list[PreparedLevel]
 
 
 class MotionEncoder(nn.Module):
@@ -97,25 +105,41 @@ class ConvGRUCell(nn.Module):
 
 
 class SelectiveConvGRU(nn.Module):
-    """A 1x1 and a 3x3 cell on shared features, mixed per pixel by an attention map."""
+    """A 1x1 and a 3x3 cell on shared features, mixed per pixel by an attention map.
 
-    def __init__(self, in_channels: int, hidden: int, gating: Sequence[int]) -> None:
+    Args:
+        context: channels of the context features.
+        inputs: channels of the other inputs.
+        hidden: channels of the state.
+        gating: widths of the two convolutions before the cells; default: those of their inputs.
+    """
+
+    def __init__(
+        self, context: int, inputs: int, hidden: int, gating: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
-        x, features = gating
-        self.conv0 = nn.ModuleList([nn.Conv2d(in_channels, x, 3, padding=1)])
+        total = context + inputs
+        x, features = gating or (total, total + hidden)
+        self.context = context
+        self.conv0 = nn.ModuleList([nn.Conv2d(total, x, 3, padding=1)])
         self.conv1 = nn.Sequential(nn.Conv2d(x + hidden, features, 3, padding=1), nn.ReLU())
         self.small_gru = ConvGRUCell(features, x + hidden, hidden, 1)
         self.large_gru = ConvGRUCell(features, x + hidden, hidden, 3)
 
-    def first(self) -> Kernel:
-        """Convolution on the context features and the motion features, in this channel order."""
-        parameters = dict(self.conv0[0].named_parameters())
-        return Kernel(**parameters)
+    def prepare(self, context: Tensor) -> PreparedLevel:
+        """Compute what does not change between iterations from the context features."""
+        weight, bias = Kernel(**dict(self.conv0[0].named_parameters()))
+        return PreparedLevel(
+            context=F.conv2d(context, weight[:, : self.context], bias, padding=1),
+            inputs=weight[:, self.context :],
+            small=self.small_gru.gates(),
+            large=self.large_gru.gates(),
+        )
 
     def forward(
-        self, state: Tensor, motion: Tensor, attention: Tensor, prepared: Prepared
+        self, state: Tensor, inputs: Tensor, attention: Tensor, prepared: PreparedLevel
     ) -> Tensor:
-        x = F.relu(F.conv2d(motion, prepared.motion, padding=1) + prepared.context)
+        x = F.relu(F.conv2d(inputs, prepared.inputs, padding=1) + prepared.context)
         features = self.conv1(torch.cat((x, state), dim=1))
         small = self.small_gru(state, x, features, prepared.small)
         large = self.large_gru(state, x, features, prepared.large)
@@ -141,7 +165,22 @@ class DisparityHead(nn.Module):
 
 
 class UpdateBlock(nn.Module):
-    """One refinement step: state and disparity to a new state and a residual disparity."""
+    """One refinement step: states and disparity to new states and a residual disparity.
+
+    Every level sees the coarser state that this step made and the finer one of the step before.
+
+    Args:
+        encoder: motion encoder of the finest level.
+        context: channels of the context features of a level.
+        motion: channels that `encoder` returns.
+        hidden: channels of the state of a level.
+        gating: widths of the two convolutions before the cells of the finest level.
+        head: inner width and expansion widths of the disparity head.
+        mask: widths of the mask head.
+        levels: 1 to 3 levels, at 1/4, 1/8 and 1/16 of the image.
+    """
+
+    LEVELS = ("gru04", "gru08", "gru16")
 
     def __init__(
         self,
@@ -150,14 +189,19 @@ class UpdateBlock(nn.Module):
         context: int,
         motion: int,
         hidden: int,
-        gating: Sequence[int],
+        gating: Sequence[int] | None,
         head: tuple[int, Sequence[int]],
         mask: Sequence[int],
+        levels: int = 1,
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.context = context
-        self.gru04 = SelectiveConvGRU(context + motion, hidden, gating)
+        self.names = self.LEVELS[:levels]
+        for index, name in enumerate(self.names):
+            coarser = hidden if index + 1 < levels else 0
+            finer = hidden if index else motion
+            widths = None if index else gating
+            self.add_module(name, SelectiveConvGRU(context, finer + coarser, hidden, widths))
         self.disp_head = DisparityHead(hidden, *head)
         self.mask = nn.Sequential(
             nn.Conv2d(hidden, mask[0], 3, padding=1),
@@ -166,25 +210,37 @@ class UpdateBlock(nn.Module):
             nn.ReLU(),
         )
 
-    def prepare(self, context: Tensor) -> Prepared:
+    def prepare(self, contexts: Sequence[Tensor]) -> Prepared:
         """Compute what does not change between iterations from the context features."""
-        weight, bias = self.gru04.first()
-        return Prepared(
-            context=F.conv2d(context, weight[:, : self.context], bias, padding=1),
-            motion=weight[:, self.context :],
-            geometry=self.encoder.geometry_weight(),
-            small=self.gru04.small_gru.gates(),
-            large=self.gru04.large_gru.gates(),
-        )
+        levels = [
+            self._level(name).prepare(context)
+            for name, context in zip(self.names, contexts, strict=True)
+        ]
+        return Prepared(self.encoder.geometry_weight(), levels)
+
+    def _level(self, name: str) -> SelectiveConvGRU:
+        level = self.get_submodule(name)
+        assert isinstance(level, SelectiveConvGRU)
+        return level
 
     def forward(
         self,
-        state: Tensor,
+        states: Sequence[Tensor],
         disparity: Tensor,
         geometry: Tensor,
-        attention: Tensor,
+        attentions: Sequence[Tensor],
         prepared: Prepared,
-    ) -> tuple[Tensor, Tensor]:
-        motion = self.encoder(geometry, disparity, prepared.geometry)
-        state = self.gru04(state, motion, attention, prepared)
-        return state, self.disp_head(state)
+    ) -> tuple[list[Tensor], Tensor]:
+        updated = list(states)
+        for index in reversed(range(len(updated))):
+            state = updated[index]
+            if index:
+                finer = F.avg_pool2d(updated[index - 1], 3, stride=2, padding=1)
+            else:
+                finer = self.encoder(geometry, disparity, prepared.geometry)
+            if index + 1 < len(updated):
+                coarser = resize(updated[index + 1], spatial_shape(state))
+                finer = torch.cat((finer, coarser), dim=1)
+            level = self._level(self.names[index])
+            updated[index] = level(state, finer, attentions[index], prepared.levels[index])
+        return updated, self.disp_head(updated[0])

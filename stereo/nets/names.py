@@ -12,15 +12,19 @@ import re
 from torch import Tensor
 
 # The first prefix that matches is replaced, once.
-FFS_PREFIXES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+Prefixes = tuple[tuple[re.Pattern[str], str], ...]
+FS_PREFIXES: Prefixes = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"^feature\.stem\.", "feature.downsample_layers.0."),
         (r"^feature\.stages\.([123])\.downsample\.", r"feature.downsample_layers.\1."),
         (r"^feature\.stages\.([0-3])\.blocks\.", r"feature.stages.\1."),
         (r"^cost_agg\.atts\.4\.", "cost_agg.atts.cost_vol_disp."),
-        (r"^(corr_feature_att|classifier)\.layers\.", r"\1."),
     )
+)
+FFS_PREFIXES: Prefixes = (
+    *FS_PREFIXES,
+    (re.compile(r"^(corr_feature_att|classifier)\.layers\."), r"\1."),
 )
 EDGENEXT_PREFIX = "feature.stages."
 EDGENEXT_PARTS = (
@@ -32,9 +36,20 @@ MONO_HEAD = re.compile(r"^(metric_)?depth_head\.")
 NORM = re.compile(r"^(?P<block>.*)\.(bn|IN)\.(?P<leaf>\w+)$")
 
 
+def rename_foundation_stereo(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return `state` under the names of `FoundationStereo`."""
+    return _renamed(state, FS_PREFIXES)
+
+
 def rename_fast_foundation_stereo(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return `state` under the names of `FastFoundationStereo`."""
-    return {_rename(_norm_of_conv_block(name, state)): value for name, value in state.items()}
+    return _renamed(state, FFS_PREFIXES)
+
+
+def _renamed(state: dict[str, Tensor], prefixes: Prefixes) -> dict[str, Tensor]:
+    return {
+        _rename(_norm_of_conv_block(name, state), prefixes): value for name, value in state.items()
+    }
 
 
 def _norm_of_conv_block(name: str, state: dict[str, Tensor]) -> str:
@@ -45,9 +60,9 @@ def _norm_of_conv_block(name: str, state: dict[str, Tensor]) -> str:
     return f"{match['block']}.norm.{match['leaf']}"
 
 
-def _rename(name: str) -> str:
+def _rename(name: str, prefixes: Prefixes) -> str:
     """Apply the prefix table, then the parts that differ within EdgeNeXt."""
-    for pattern, replacement in FFS_PREFIXES:
+    for pattern, replacement in prefixes:
         name, count = pattern.subn(replacement, name)
         if count:
             break

@@ -1,4 +1,4 @@
-"""Sampling along image rows and convex upsampling of disparity.
+"""Sampling along image rows, resizing of maps and convex upsampling of disparity.
 
 Symbols: B batch, N = B * h * w pixels of the 1/4-resolution map, D samples along the sampled axis,
 C channels, r lookup radius. Positions are in samples of the table; outside it every value is 0.
@@ -8,6 +8,7 @@ Source: correlation lookup and convex upsampling of RAFT, Teed and Deng, ECCV 20
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -112,6 +113,11 @@ class _GatherWindows(torch.autograd.Function):
         rows = grad_table.flatten(0, 1)
         rows[index] += grad_windows.flatten(0, 1)  # the windows of a pixel hold distinct rows
         return grad_table, None, None
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Return `x` (B, C, H, W) at another size: bilinear, the corner pixels stay corners."""
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
 
 
 def convex_upsample(disparity: Tensor, weights: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stereo.nets.dpt import resize
+from stereo.nets.sampling import resize
 from stereo.nets.vit import PATCH
 from tests.parity.checks import Check, maps
 from tests.parity.networks import find_network, load_filled, model_spec

@@ -21,7 +21,13 @@ from stereo.checkpoints.load import load_into
 from stereo.nets import names
 from stereo.nets.depth_anything_v2 import MetricDepthAnything, RelativeDepthAnything
 from stereo.nets.fast_foundation_stereo import FastFoundationStereo
-from stereo.spec.networks import FastFoundationStereoSpec, MetricDepthSpec, RelativeDepthSpec
+from stereo.nets.foundation_stereo import FoundationStereo
+from stereo.spec.networks import (
+    FastFoundationStereoSpec,
+    FoundationStereoSpec,
+    MetricDepthSpec,
+    RelativeDepthSpec,
+)
 from tests.golden.fill import checksum, fill_state_dict
 from tests.parity.checks import KitError
 
@@ -44,6 +50,9 @@ class Network:
 NETWORKS: dict[str, Network] = {
     "FastFoundationStereo": Network(
         FastFoundationStereoSpec, FastFoundationStereo, names.rename_fast_foundation_stereo
+    ),
+    "FoundationStereo": Network(
+        FoundationStereoSpec, FoundationStereo, names.rename_foundation_stereo
     ),
     "MetricDepthAnything": Network(MetricDepthSpec, MetricDepthAnything, names.rename_metric_depth),
     "RelativeDepthAnything": Network(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from torch import Tensor, nn
 
 from stereo.losses import sequence_loss
 from stereo.nets.cost_volume import channel_order
-from stereo.nets.fast_foundation_stereo import FastFoundationStereo, StereoOutput
+from stereo.nets.edgenext import FeaturePyramid
+from stereo.nets.stereo_network import StereoNetwork, StereoOutput
 from tests.parity.checks import Check, maps, relative
 from tests.parity.networks import find_network, load_filled, model_spec
 
@@ -28,6 +31,7 @@ class Tolerances:
     initial: tuple[float, float] = (2e-3, 2e-4)  # max, mean
     final: tuple[float, float] = (5e-3, 3e-4)
     stage: float = 5e-4  # of the stage's standard deviation
+    lookup: float = 5e-4  # the same for what reads the volume at a disparity
     loss: float = 1e-4  # relative
     gradient: tuple[float, float] = (1e-3, 1e-2)  # relative; frozen, train
     train_prediction: float = 5e-2
@@ -38,13 +42,27 @@ class Tolerances:
             (self.initial[0] * factor, self.initial[1] * factor),
             (self.final[0] * factor, self.final[1] * factor),
             self.stage * factor,
+            self.lookup * factor,
             self.loss * factor,
             (self.gradient[0] * factor, self.gradient[1] * factor),
             self.train_prediction * factor,
         )
 
 
-TOLERANCES = Tolerances()
+TOLERANCES = {
+    "FastFoundationStereo": Tolerances(),
+    # In double precision the reference itself moves by 0.2 px in train mode, and frozen gradients
+    # by 1e-3.
+    "FoundationStereo": Tolerances(
+        initial=(1e-2, 1e-3),
+        final=(3e-2, 2e-3),
+        stage=2e-3,
+        lookup=1e-2,
+        gradient=(2e-3, 1e-2),
+        train_prediction=3e-1,
+    ),
+}
+LOOKUPS = ("geo_feat#", "update_block.encoder.convc1#")
 
 
 class StereoKit:
@@ -55,13 +73,14 @@ class StereoKit:
         with np.load(golden) as stored:
             self.values: dict[str, np.ndarray] = {name: stored[name] for name in stored.files}
         header: dict[str, Any] = self.manifest["header"]
-        row = find_network(header["model"]["model_type"])
+        self.row = row = find_network(header["model"]["model_type"])
         self.spec = model_spec(row.spec_class, header["model"])
         self.network = load_filled(
             row.build(self.spec), row, self.manifest, header["fill_checksum"]
         )
         self.left, self.right = self._image("left"), self._image("right")
-        self.tolerances = TOLERANCES.scaled(1 if self.spec.gwc_feature_normalize else 2)
+        normalized = getattr(self.spec, "gwc_feature_normalize", True)
+        self.tolerances = TOLERANCES[self.spec.model_type].scaled(1 if normalized else 2)
 
     def _image(self, key: str) -> Tensor:
         """Return a stored uint8 (B, H, W, 3) image normalised, (B, 3, H, W)."""
@@ -71,44 +90,76 @@ class StereoKit:
     def checks(self) -> Iterator[Check]:
         """Compare everything the kit holds; the network is left in train mode."""
         yield from self.inference_checks()
+        for layout in self.other_layouts():
+            yield from self.layout_checks(layout)
         yield from self.training_checks()
 
     def inference_checks(self) -> Iterator[Check]:
         """Compare every stage, the initial disparity and the final disparities."""
-        captured = self._captured_stages()
-        for stage in self.values["stage_order"]:
-            if str(stage) in captured:
-                yield self._stage_check(str(stage), captured[str(stage)])
-        for name in sorted(self.values):
-            if name.startswith("disp_iters"):
-                iters = int(name.removeprefix("disp_iters"))
-                with torch.no_grad():
-                    output = self.network(self.left, self.right, iters=iters, last_only=True)
-                yield from maps(name, output.refined[-1], self.values[name], self.tolerances.final)
+        yield from self.stage_checks()
+        yield from self._disparity_checks(self.network, "")
+
+    def stage_checks(self) -> Iterator[Check]:
+        """Compare what passed every stage in two iterations."""
+        captured = self._captured_stages
+        for stage in map(str, self.values["stage_order"]):
+            if stage in captured:
+                yield self._stage_check(f"stage/{stage}", captured[stage])
+
+    def other_layouts(self) -> list[str]:
+        """Attention layouts besides that of the spec for which the kit holds results."""
+        names = (name.partition("/") for name in self.values)
+        return [layout for layout, _, leaf in names if leaf == "init_disp"]
+
+    def layout_checks(self, layout: str) -> Iterator[Check]:
+        """Compare the same weights under another attention layout."""
+        spec = dataclasses.replace(self.spec, attention_layout=layout)
+        network = self.row.build(spec).eval()
+        network.load_state_dict(self.network.state_dict())
+        captured = capture_stages(network, spec, self.left, self.right)
+        prefix = f"{layout}/stage/"
+        stages = {n.rpartition("/")[0] for n in self.values if n.startswith(prefix)}
+        for stage in sorted(stages):
+            yield self._stage_check(stage, captured[stage.removeprefix(prefix)])
+        yield from self._disparity_checks(network, f"{layout}/")
+
+    def _disparity_checks(self, network: nn.Module, prefix: str) -> Iterator[Check]:
+        """Compare the initial disparity and those after some iterations."""
+        start = f"{prefix}disp_iters"
+        counts = sorted(int(n.removeprefix(start)) for n in self.values if n.startswith(start))
         with torch.no_grad():
-            output = self.network(self.left, self.right, iters=1, last_only=True)
-        yield from maps(
-            "init_disp", output.initial, self.values["init_disp"], self.tolerances.initial
-        )
+            output = network(self.left, self.right, iters=counts[-1])
+        limits = self.tolerances
+        name = f"{prefix}init_disp"
+        yield from maps(name, output.initial, self.values[name], limits.initial)
+        for count in counts:
+            name = f"{start}{count}"
+            yield from maps(name, output.refined[count - 1], self.values[name], limits.final)
 
     def skipped_stages(self) -> list[str]:
         """Stages of the kit that this implementation fuses with others."""
-        captured = self._captured_stages()
+        captured = self._captured_stages
         return [str(stage) for stage in self.values["stage_order"] if str(stage) not in captured]
 
+    @cached_property
     def _captured_stages(self) -> dict[str, Tensor]:
         return capture_stages(self.network, self.spec, self.left, self.right)
 
-    def _stage_check(self, stage: str, found: Tensor) -> Check:
-        shape = tuple(int(size) for size in self.values[f"stage/{stage}/shape"])
+    def _stage_check(self, key: str, found: Tensor) -> Check:
+        """Compare what passed a stage with the values below `key`."""
+        stage = key.rpartition("/")[2]
+        name = key.removeprefix("stage/")
+        shape = tuple(int(size) for size in self.values[f"{key}/shape"])
         if tuple(found.shape) != shape:
-            return Check(f"{stage}: shape {tuple(found.shape)}, not {shape}", float("inf"), 0.0)
-        _, deviation, _, _ = self.values[f"stage/{stage}/stats"]
+            return Check(f"{name}: shape {tuple(found.shape)}, not {shape}", float("inf"), 0.0)
+        _, deviation, _, _ = self.values[f"{key}/stats"]
         flat = found.flatten()
         index = np.linspace(0, flat.numel() - 1, min(256, flat.numel())).astype(np.int64)
-        expected = self.values[f"stage/{stage}/slice"]
+        expected = self.values[f"{key}/slice"]
         worst = np.abs(flat.numpy()[index] - expected).max() / max(float(deviation), 1e-12)
-        return Check(stage, float(worst), self.tolerances.stage)
+        lookup = stage.startswith(LOOKUPS)
+        limit = self.tolerances.lookup if lookup else self.tolerances.stage
+        return Check(name, float(worst), limit)
 
     def training_checks(self) -> Iterator[Check]:
         """Compare losses, predictions, gradients and batch statistics in both module modes."""
@@ -172,7 +223,8 @@ class StereoKit:
         ]
         total = torch.stack(squares).sum().sqrt().item()
         yield relative(f"{mode} grad_global", total, float(value["grad_global"]), tolerance)
-        without = sum(p.numel() for p in parameters.values() if p.grad is None)
+        trainable = (p for p in parameters.values() if p.requires_grad)
+        without = sum(p.numel() for p in trainable if p.grad is None)
         difference = abs(without - int(value["n_params_without_grad"]))
         yield Check(f"{mode} n_params_without_grad", float(difference), 0.0)
 
@@ -190,7 +242,7 @@ class StereoKit:
 
 
 def capture_stages(
-    network: FastFoundationStereo, spec: Any, left: Tensor, right: Tensor
+    network: StereoNetwork, spec: Any, left: Tensor, right: Tensor
 ) -> dict[str, Tensor]:
     """Run two iterations and return what passed every module, under the names of the kits."""
     captured: dict[str, Tensor] = {}
@@ -225,46 +277,55 @@ def capture_stages(
     return captured
 
 
-def _named_quantities(
-    network: FastFoundationStereo, spec: Any, keep: Callable[..., None]
-) -> list[Any]:
+def _named_quantities(network: StereoNetwork, spec: Any, keep: Callable[..., None]) -> list[Any]:
     """Hook the quantities of the kits that are not the output of a module."""
+    modules = dict(network.named_modules())
 
     def features(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        for scale, level in zip((4, 8, 16, 32), output, strict=True):
+        pyramid = output if isinstance(output, FeaturePyramid) else output.pyramid
+        for scale, level in zip((4, 8, 16, 32), pyramid, strict=True):
             keep(f"feat_x{scale}", level)
 
     def volume(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         keep("gwc_volume", inputs[0][:, : spec.cv_group])
         keep("concat_volume", inputs[0][:, spec.cv_group :])
 
+    def vit_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        keep("vit_input", inputs[0])
+
+    def vit_map(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        keep("vit_feat", output)
+
     order = channel_order(
         channels=spec.volume_dim, levels=spec.corr_levels, radius=spec.corr_radius
     ).argsort()
 
-    iteration = 0
-
     def update(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        nonlocal iteration
-        state, disparity, geometry, attention, _ = inputs
-        keep("net0", state)
+        states, disparity, geometry, attentions, _ = inputs
+        for index, (state, attention) in enumerate(zip(states, attentions, strict=True)):
+            keep(f"net{index}", state)
+            keep(f"att{index}", attention)
         keep("disp_in", disparity)
         keep("geo_feat", geometry[:, order])
-        if iteration == 0:
-            keep("att0", attention)
-        iteration += 1
+
+    scales = iter(range(3))
 
     def context(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        keep("inp0", inputs[0])
+        keep(f"inp{next(scales)}", inputs[0])
 
     def mask(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
         keep("update_block.mask", output, call=1)  # only the last of the two iterations computes it
 
     block = network.update_block
-    return [
-        network.feature.register_forward_hook(features),
-        network.corr_feature_att.register_forward_pre_hook(volume),
+    handles = [
+        modules["feature"].register_forward_hook(features),
+        modules.get("corr_stem", modules["corr_feature_att"]).register_forward_pre_hook(volume),
         block.register_forward_pre_hook(update),
         network.sam.register_forward_pre_hook(context),
         block.mask.register_forward_hook(mask),
     ]
+    if "feature.dino" in modules:
+        encoder = modules["feature.dino.depth_anything.pretrained"]
+        handles.append(encoder.register_forward_pre_hook(vit_input))
+        handles.append(modules["feature.dino"].register_forward_hook(vit_map))
+    return handles

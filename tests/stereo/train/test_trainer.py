@@ -21,7 +21,7 @@ import torch
 
 from stereo.checkpoints import files
 from stereo.errors import CheckpointError, DataError, SpecError
-from stereo.nets.fast_foundation_stereo import StereoOutput
+from stereo.nets.stereo_network import StereoOutput
 from stereo.status import StatusLog
 from stereo.train.checkpoint import BEST, LATEST, PATTERN
 from stereo.train.trainer import fit

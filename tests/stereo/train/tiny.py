@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from stereo.nets.fast_foundation_stereo import StereoOutput
+from stereo.nets.stereo_network import StereoOutput
 from stereo.registry import ModelEntry
 from stereo.spec.networks import FastFoundationStereoSpec
 

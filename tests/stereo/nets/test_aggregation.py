@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stereo.nets.aggregation import (
+    HEADS,
+    DisparityAttention,
+    GroupAttention,
+    HeadAttention,
+    RowAttention,
+)
+
+LENGTH, CHANNELS = 8, 28
+
+
+def influence(layout: type[DisparityAttention]) -> torch.Tensor:
+    """Which disparity (row) sees which other one (column), True or False."""
+    torch.manual_seed(0)
+    attention = layout(CHANNELS)
+    x = torch.randn(1, LENGTH, CHANNELS)
+    jacobian = torch.autograd.functional.jacobian(attention, x)
+    return jacobian[0, :, :, 0].abs().sum(dim=(1, 3)) > 1e-7
+
+
+def test_with_groups_no_disparity_sees_another() -> None:
+    assert torch.equal(influence(GroupAttention), torch.eye(LENGTH, dtype=torch.bool))
+
+
+def test_with_rows_a_disparity_sees_its_quarter() -> None:
+    quarter = torch.ones(LENGTH // HEADS, LENGTH // HEADS, dtype=torch.bool)
+
+    assert torch.equal(influence(RowAttention), torch.block_diag(*[quarter] * HEADS).bool())
+
+
+def test_with_heads_every_disparity_sees_all() -> None:
+    assert influence(HeadAttention).all()
+
+
+def test_heads_are_those_of_the_textbooks() -> None:
+    torch.manual_seed(0)
+    attention = HeadAttention(CHANNELS)
+    x = torch.randn(3, LENGTH, CHANNELS)
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+
+    with torch.no_grad():
+        expected, _ = F.multi_head_attention_forward(
+            *(x.transpose(0, 1),) * 3,
+            embed_dim_to_check=CHANNELS,
+            num_heads=HEADS,
+            in_proj_weight=torch.cat([p.weight for p in projections]),
+            in_proj_bias=torch.cat([p.bias for p in projections]),
+            bias_k=None,
+            bias_v=None,
+            add_zero_attn=False,
+            dropout_p=0.0,
+            out_proj_weight=attention.out_proj.weight,
+            out_proj_bias=attention.out_proj.bias,
+        )
+
+        torch.testing.assert_close(attention(x), expected.transpose(0, 1), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [GroupAttention, RowAttention, HeadAttention])
+def test_pixels_do_not_see_each_other(layout: type[DisparityAttention]) -> None:
+    torch.manual_seed(0)
+    attention = layout(CHANNELS)
+    x = torch.randn(5, LENGTH, CHANNELS)
+
+    torch.testing.assert_close(attention(x)[2:3], attention(x[2:3]))
