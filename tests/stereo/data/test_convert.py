@@ -167,21 +167,33 @@ def test_paths_are_sorted_whatever_the_order_of_the_file_system(tmp_path: Path) 
     assert len(made) == len(set(names))
 
 
-def test_linked_folders_are_followed_and_loops_are_not(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_linked_folders_are_followed_and_keep_their_names(tmp_path: Path) -> None:
     root = pairs(tmp_path / "root", "a/left")
     pairs(tmp_path / "elsewhere", "deep/left")
     (root / "b").symlink_to(tmp_path / "elsewhere")
-    (root / "a" / "up").symlink_to(root)
-    (tmp_path / "elsewhere" / "back").symlink_to(root / "a")
+    (tmp_path / "elsewhere" / "other").symlink_to(root / "a")
     (tmp_path / "link").symlink_to(root)
 
     made = [row[0] for row in listed(tmp_path / "link", tmp_path / "out", **STEREO)]
 
-    assert made == ["a/left.png", "b/back/left.png", "b/deep/left.png"]
-    assert f"{tmp_path}/link/a/up/: a link to a folder above it" in caplog.text
+    assert made == ["a/left.png", "b/deep/left.png", "b/other/left.png"]
     assert all(str(tmp_path / "link") in line for line in lines(tmp_path / "out" / "test.txt"))
+
+
+@pytest.mark.parametrize("target", ["root", "root/a", "elsewhere"])
+def test_a_link_that_leads_back_is_told_and_not_followed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, target: str
+) -> None:
+    root = pairs(tmp_path / "root", "a/left")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "back").symlink_to(root / "a")
+    (root / "a" / "up").symlink_to(tmp_path / target)
+
+    made = [row[0] for row in listed(root, tmp_path / "out", **STEREO)]
+
+    assert made == ["a/left.png"]
+    back = "up/back" if target == "elsewhere" else "up"
+    assert f"{root}/a/{back}/: a link to a folder above it, not followed" in caplog.text
 
 
 def test_an_image_link_that_leads_nowhere_is_missing(tmp_path: Path) -> None:
