@@ -166,7 +166,7 @@ def sample_key(form: Format, row: Row) -> str | None:
         return None
     if any(name is not None and not name[2] for name in named):
         return None  # a web server that does not say when the file changes
-    parts = [DECODER_VERSION, form.family, form.name, _FIELDS[form.family], named]
+    parts = [DECODER_VERSION, form.name, _FIELDS[form.family], named]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 

@@ -291,7 +291,7 @@ def test_writers_share_one_budget_and_never_exceed_it(tmp_path: Path) -> None:
                     counted.append(total.value)
         assert [process.wait() for process in processes] == [0, 0, 0]
 
-    assert counted[0] < max(counted) > 0.8 * budget
+    assert max(counted) > 0.8 * budget
     assert SampleCache(tmp_path, budget).total == on_disk(tmp_path) == counted[-1]
 
 

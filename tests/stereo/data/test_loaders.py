@@ -163,6 +163,24 @@ def test_a_sample_is_the_same_on_any_rank(
         assert_same(alone, mine)
 
 
+def test_a_sample_depends_on_its_source_and_its_place_there(
+    pairs: EmbeddedSet, tmp_path: Path
+) -> None:
+    two = tmp_path / "two.txt"
+    left, right, truth = pairs.train.read_text().splitlines()[-1].split()
+    two.write_text(" ".join(str(pairs.train.parent / path) for path in (left, right, truth)) + "\n")
+
+    def samples(*files: Path) -> dict[int, Batch]:
+        train = split(*(("GenericDataset", file) for file in files), batch_size=1)
+        return samples_of(StereoDataModule(experiment(train), 3).train_dataloader())
+
+    twice, after_one = samples(pairs.train, pairs.train), samples(two, pairs.train)
+
+    for index in range(7):
+        assert not torch.equal(twice[index]["left"], twice[7 + index]["left"])
+        assert torch.equal(twice[7 + index]["left"], after_one[1 + index]["left"])
+
+
 def test_another_seed_or_epoch_gives_other_samples(
     pairs: EmbeddedSet, alone: dict[int, Batch]
 ) -> None:
