@@ -88,19 +88,29 @@ class _Content(io.RawIOBase):
         return True
 
     def readall(self) -> bytes:
-        content = _fetch(self._file.uri)[self._position :]
-        self._position += len(content)
-        return content
+        return self._fetch(None)
 
     def readinto(self, buffer: Buffer, /) -> int:
         view = memoryview(buffer).cast("B")
-        start, end = self._position, self._position + len(view)
-        if self._file.size >= 0:
-            end = min(end, self._file.size)  # a range behind the end is an error on S3
-        content = _fetch(self._file.uri, start, end) if start < end else b""
+        content = self._fetch(self._position + len(view))
         view[: len(content)] = content
-        self._position += len(content)
         return len(content)
+
+    def _fetch(self, end: int | None) -> bytes:
+        """The bytes from here to an end, that of the file by default."""
+        start, size = self._position, self._file.size
+        if start == size:  # S3 refuses a range that starts there
+            return b""
+        with _explained(self._file.uri):
+            files, path = _backend(self._file.uri)
+            # Without a start s3fs would ask for the size first; without a size ranges may not work.
+            limits = {} if size < 0 else {"start": start, "end": end}
+            content: bytes = files.cat_file(path, **limits)
+        expected = (size if end is None else min(end, size)) - start
+        if len(content) > expected:  # all of it: the server does not know ranges
+            content = content[start:end]
+        self._position += len(content)
+        return content
 
 
 def is_remote(text: str) -> bool:
@@ -147,7 +157,10 @@ def find(uri: str) -> RemoteFile:
     with _explained(uri):
         files, path = _backend(uri)
         files.invalidate_cache()
-        return _described(uri, files.info(path))
+        entry = files.info(path)
+    if entry["type"] != "file":
+        raise DataError(f"{uri}: is a folder, not a file")
+    return _described(uri, entry)
 
 
 def find_all(uris: Iterable[str]) -> dict[str, RemoteFile | str]:
@@ -192,16 +205,6 @@ def _described(uri: str, entry: Mapping[str, Any]) -> RemoteFile:
     return RemoteFile(uri, -1 if size is None else int(size), version)
 
 
-def _fetch(uri: str, start: int | None = None, end: int | None = None) -> bytes:
-    """Bytes start to end of a file, all of it by default."""
-    with _explained(uri):
-        files, path = _backend(uri)
-        if start is None or end is None:
-            return files.cat_file(path)
-        content = files.cat_file(path, start=start, end=end)
-    return content[: end - start]  # a server over http may ignore the range
-
-
 def _backend(uri: str) -> tuple[Any, str]:
     """The file system of an address and the path in it; each process makes a system once."""
     import fsspec  # pyright: ignore[reportMissingTypeStubs]
@@ -219,7 +222,7 @@ def _explained(uri: str) -> Generator[None]:
     """Turn whatever a backend raises into a `DataError` with a remedy."""
     try:
         yield
-    except Exception as error:  # each backend has errors of its own
+    except Exception as error:
         raise DataError(f"{uri}: {_reason(error)}") from error
 
 
