@@ -79,27 +79,32 @@ _PREFIX = struct.Struct("<8sIIQI")  # magic, version, header bytes, file bytes, 
 _ALIGNMENT = 64
 
 
-def open_cache(spec: DatasetSpec) -> SampleCache | None:
+def open_cache(spec: DatasetSpec, *, quiet: bool = False) -> SampleCache | None:
     """The cache that `dataset` asks for; None when it is off or, with `auto`, cannot be used.
+
+    Args:
+        spec: mode, folder and budget.
+        quiet: whoever reads next will say that it is off.
 
     Raises:
         DataError: with exit code 2, when `cache` is `on` and nothing can be written.
     """
     if spec.cache == "off":
         return None
-    directory = Path(spec.cache_dir).expanduser() if spec.cache_dir else default_directory()
+    directory: Path | str = spec.cache_dir or "the user's cache directory"
     try:
+        directory = Path(spec.cache_dir).expanduser() if spec.cache_dir else default_directory()
         cache = SampleCache(directory, int(spec.cache_size * 2**30))
         problem = cache.stopped
-    except OSError as error:
-        cache, problem = None, error.strerror or str(error)
+    except (OSError, RuntimeError) as error:  # nobody's home is a RuntimeError
+        cache, problem = None, getattr(error, "strerror", None) or str(error)
     require(spec, directory, problem)
-    if problem:
+    if problem and not quiet:
         log.warning("decoded cache off: %s takes no samples: %s", directory, problem)
     return cache
 
 
-def require(spec: DatasetSpec, directory: Path, problem: str) -> None:
+def require(spec: DatasetSpec, directory: Path | str, problem: str) -> None:
     """Raise a `DataError` with exit code 2 if there is a problem and `cache` is `on`."""
     if problem and spec.cache == "on":
         raise DataError(
@@ -111,8 +116,9 @@ def require(spec: DatasetSpec, directory: Path, problem: str) -> None:
 
 def default_directory() -> Path:
     """`depthtune/samples` in the user's cache directory (`$XDG_CACHE_HOME`, else `~/.cache`)."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(home) if home else Path.home() / ".cache") / "depthtune" / "samples"
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    home = given if given.is_absolute() else Path.home() / ".cache"
+    return home / "depthtune" / "samples"
 
 
 @overload

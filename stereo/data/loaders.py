@@ -173,7 +173,7 @@ def preflight(
         faults += reasons
     total, done = sum(map(len, entries.values())), 0
     facts: dict[str, SplitFacts] = {}
-    cache, reads = open_cache(spec.dataset), Reads()
+    cache, reads = open_cache(spec.dataset, quiet=True), Reads()
     for name, samples in entries.items():
         survey = _Survey(disparity_limit(spec))
         decoded = _decoded_beforehand(name, len(samples))
@@ -409,7 +409,11 @@ def _whole_loader(pairs: WholePairs, split: SplitSpec, batch_size: int) -> DataL
 
 
 def _loader(dataset: Dataset[Batch], split: SplitSpec, **order: Any) -> DataLoader[Batch]:
-    """A loader with capped workers; OpenCV's own threads would fight torch's for the cores."""
+    """A loader with capped workers, which start as the platform starts processes.
+
+    Forked or spawned, they give the same samples. OpenCV's own threads would fight torch's for the
+    cores.
+    """
     cv2.setNumThreads(0)
     workers = _workers(split)
     if workers < split.workers:

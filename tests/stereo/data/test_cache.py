@@ -435,9 +435,24 @@ def test_the_spec_names_folder_budget_and_mode(
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert default_directory() == tmp_path / "home" / ".cache" / "depthtune" / "samples"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # the standard: to be ignored
+    assert default_directory() == tmp_path / "home" / ".cache" / "depthtune" / "samples"
     with caplog.at_level(logging.WARNING):
         assert open_cache(DatasetSpec()).directory == default_directory()
     assert caplog.text == ""
+
+
+def test_a_process_without_a_home_goes_without_the_cache(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000)  # of nobody
+
+    assert open_cache(DatasetSpec()) is None
+    assert (
+        "decoded cache off: the user's cache directory takes no samples: Could not" in caplog.text
+    )
 
 
 # --- samples --------------------------------------------------------------------------------------

@@ -466,6 +466,7 @@ def test_a_cache_that_fails_goes_without_or_refuses_before_the_run(
     spec = experiment(split(("GenericDataset", pairs.train), batch_size=1))
     cached(spec, tmp_path / "file")
 
+    preflight(spec, ["train_dataset"])
     assert hits(StereoDataModule(spec, 0).train_dataloader()) == [False] * 7
     assert caplog.text.count("decoded cache off: ") == 1
     spec.dataset.cache = "on"
@@ -556,6 +557,24 @@ def test_two_sources_of_different_classes_and_sizes_train_together(
         assert 0.02 < share[places[0]] < 0.6 < share[places[2]]
         assert 0.1 < share[places[1]] <= 0.5  # padded to the crop: what is added is no truth
         assert batch["from_cache"].all() == (_ == 1)
+
+
+def test_crops_are_placed_where_the_truth_is_below_the_limit(tmp_path: Path) -> None:
+    """Above it in the left two thirds, so that few positions have enough."""
+    for name in ("l", "r"):
+        write_png(tmp_path / f"{name}.png", np.zeros((64, 288, 3), np.uint8))
+    columns = np.where(np.arange(288) < 190, 100, 5).astype(np.float32)
+    write_pfm(tmp_path / "d.pfm", np.tile(columns, (64, 1)))
+    (tmp_path / "a.txt").write_text("l.png r.png d.pfm\n" * 20)
+    spec = experiment(split(("GenericDataset", tmp_path / "a.txt"), batch_size=20))
+    augmentation = spec.dataset.train_dataset.augmentation
+    augmentation.crop_min_valid_disp_ratio, augmentation.spatial_aug_prob = 0.9, 0.0
+    augmentation.do_flip = False
+
+    (batch,) = StereoDataModule(spec, 0).train_dataloader()
+
+    share = batch["valid"].float().mean(dim=(1, 2, 3))
+    assert share.mean() > 0.7  # about 0.27 where every known pixel counts
 
 
 @pytest.mark.parametrize(
