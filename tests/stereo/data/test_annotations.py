@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from stereo.errors import DataError
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("l.png", "r.png", "d.pfm", "m.png", "a b.png", 'q"q.png'):
+    for name in ("l.png", "r.png", "d.pfm", "m.png", "d.npy", "l.exr", "a b.png", 'q"q.png'):
         (tmp_path / name).touch()
     return tmp_path
 
@@ -124,6 +125,129 @@ def test_inference_takes_any_column_count_also_mixed(folder: Path) -> None:
 def test_an_unknown_class_lists_the_valid_ones_and_the_nearest(folder: Path) -> None:
     with pytest.raises(DataError, match=r"'middelbury'.*Crestereo, Eth3d.*mean Middlebury\?"):
         read_rows(annotate(folder, "l.png r.png d.pfm"), dataset="middelbury")
+
+
+@pytest.mark.parametrize(
+    ("line", "disparity", "occlusion"),
+    [
+        ("l.png", None, None),
+        ("l.png d.pfm", "d.pfm", None),
+        ("l.png r.png d.pfm", "d.pfm", None),
+        ("l.png gone.exr d.pfm", "d.pfm", None),  # the right image of a stereo line is ignored
+        ("l.png r.png d.pfm m.png", "d.pfm", "m.png"),
+    ],
+)
+def test_a_mono_line_names_image_truth_and_mask(
+    folder: Path, line: str, disparity: str | None, occlusion: str | None
+) -> None:
+    (row,) = read_rows(annotate(folder, line), dataset="middlebury", family="mono")
+
+    assert (row.left, row.right) == (folder / "l.png", None)
+    assert row.disparity == (folder / disparity if disparity else None)
+    assert row.occlusion == (folder / occlusion if occlusion else None)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "line", "reason"),
+    [
+        ("Middlebury", "l.png d.npy", r"a\.txt:2: .*d\.npy: extension '\.npy'.*\(\.pfm, \.png\)"),
+        ("Crestereo", "l.png d.pfm", r"a\.txt:2: .*Crestereo reads \(\.png\)"),
+        ("Middlebury", "l.png r.png gone.pfm", r"a\.txt:2: .*gone\.pfm: no such file"),
+        ("Middlebury", "l.png r.png d.pfm gone.png", r"a\.txt:2: .*gone\.png: no such file"),
+        ("Middlebury", "l.png r.png d.pfm m.png m.png", r"a\.txt:2: 5 .* takes 1 or 2 or 3 or 4"),
+        ("Middlebury", "l.png", r"a\.txt:2: no ground truth, but other lines"),
+    ],
+)
+def test_a_faulty_mono_line_is_named(folder: Path, dataset: str, line: str, reason: str) -> None:
+    path = annotate(folder, f"l.png {'m.png' if dataset == 'Crestereo' else 'd.pfm'}\n{line}\n")
+
+    with pytest.raises(DataError, match=reason):
+        read_rows(path, dataset=dataset, family="mono")
+
+
+def test_the_declared_class_decides_the_columns_and_not_the_extension(folder: Path) -> None:
+    path = annotate(folder, "l.png m.png")
+
+    (stereo,) = read_rows(path, dataset="GenericDataset")
+    (mono,) = read_rows(path, dataset="MetricMonoDataset", family="mono")
+
+    assert (stereo.right, stereo.disparity) == (folder / "m.png", None)
+    assert (mono.right, mono.disparity) == (None, folder / "m.png")
+
+
+def test_mono_inference_takes_any_column_count_also_mixed(folder: Path) -> None:
+    path = annotate(folder, "l.png\nl.png d.pfm\nl.png r.png d.pfm\nl.png r.png d.pfm m.png")
+
+    rows = read_rows(path, dataset="NvCLIP", family="mono", inference=True)
+
+    assert [row.disparity is not None for row in rows] == [False, True, True, True]
+
+
+def test_stereo_inference_needs_two_images(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.txt:1: 1 column\(s\), Kitti takes 2 or 3 or 4"):
+        read_rows(annotate(folder, "l.png"), dataset="Kitti", inference=True)
+    assert read_rows(annotate(folder, "l.png r.png"), dataset="Kitti", inference=True)
+
+
+def test_an_empty_mono_file_names_the_mono_columns(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.txt: no samples; write one 'image ground_truth'"):
+        read_rows(annotate(folder, "\n"), dataset="NvCLIP", family="mono")
+
+
+def test_every_fault_of_a_line_is_collected(folder: Path) -> None:
+    _, faults = parse(
+        annotate(folder, "gone.png l.exr gone.pfm"), find_format("Eth3d"), inference=False
+    )
+
+    assert [fault.split(": ")[2][:9] for fault in faults] == ["no such f", "extension", "no such f"]
+
+
+def test_only_a_tilde_at_the_start_is_the_home_directory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/nowhere")
+    (folder / "~").mkdir()
+    (folder / "~" / "l.png").touch()
+
+    (row,) = read_rows(annotate(folder, "./~/l.png r.png d.pfm"), dataset="Middlebury")
+
+    assert row.left == folder / "~" / "l.png"
+
+
+def test_the_annotation_file_may_lie_in_the_home_directory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    annotate(folder, "l.png r.png d.pfm")
+
+    (row,) = read_rows("~/a.txt", dataset="Middlebury")
+
+    assert row.where == f"{folder / 'a.txt'}:1"
+
+
+@pytest.mark.parametrize("count", [20, 200])
+def test_files_of_small_and_large_folders_are_found_whatever_their_spelling(
+    tmp_path: Path, count: int
+) -> None:
+    for index in range(count):
+        (tmp_path / f"{index}.PNG").touch()
+    (tmp_path / "link.png").symlink_to("0.PNG")
+    lines = [f"{index}.PNG ./{index}.PNG" for index in range(count)]
+
+    rows = read_rows(
+        annotate(tmp_path, "\n".join([*lines, "link.png link.png"])), dataset="GenericDataset"
+    )
+
+    assert [row.right.name for row in rows if row.right] == [
+        *(f"{index}.PNG" for index in range(count)),
+        "link.png",
+    ]
+
+
+def test_the_garbage_collector_goes_on_afterwards(folder: Path) -> None:
+    read_rows(annotate(folder, "l.png r.png d.pfm"), dataset="Middlebury")
+
+    assert gc.isenabled()
 
 
 @settings(
