@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -190,3 +191,40 @@ def test_a_projected_shortcut_has_one_norm_under_two_names() -> None:
 
     assert isinstance(block.downsample, nn.Sequential)
     assert block.downsample[1] is block.norm3
+
+
+class LastDisparity(nn.Module):
+    """The network as a graph shows it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return self.network(left, right, iters=2, last_only=True).refined[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the exporter announces its successor
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"variant": "public", "n_gru_layers": 2},
+        {"variant": "public", "attention_layout": "mha"},
+    ],
+)
+def test_a_graph_computes_the_same(fields: dict[str, object], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = LastDisparity(FoundationStereo(small_spec(**fields))).eval()
+    left, right = torch.randn(2, 1, 3, 64, 96)
+    graph = str(tmp_path / "fs.onnx")
+    names = {"input_names": ["left", "right"], "output_names": ["disparity"]}
+
+    with torch.no_grad():
+        torch.onnx.export(module, (left, right), graph, opset_version=17, dynamo=False, **names)
+        expected = module(left, right)
+
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"left": left.numpy(), "right": right.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-3, rtol=0)
