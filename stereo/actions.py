@@ -8,10 +8,9 @@ status.json and a log in its directory, failures included.
 from __future__ import annotations
 
 import logging
-import time
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from stereo.data.remote import Location, find, is_remote
 from stereo.errors import DataError, NoResultError, SpecError, StereoError, interrupt_exit_code
 from stereo.files import write_json
+from stereo.progress import bar_when_slow, progress_bar
 from stereo.registry import entry_for
 from stereo.spec import experiment
 from stereo.spec.load import given_values, load_spec, to_dict
@@ -27,8 +27,6 @@ from stereo.spec.rules import is_open, value_at
 from stereo.status import StatusLog, log_file, write_experiment, write_provenance
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from stereo.data.loaders import SplitFacts
     from stereo.evaluation.evaluator import Evaluation
     from stereo.predict import Predictor
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 Report = Callable[[int, Mapping[str, float], Path | None], bool]
 Tell = Callable[[str], None]
-SLOW_SECONDS = 2.0  # of work before a bar is shown
 PICTURES = 4  # validation pairs shown in a report
 
 
@@ -197,36 +194,6 @@ def convert(job: Job) -> ActionResult:
     return ActionResult("ok", metrics, result.files, "\n".join(moved))
 
 
-@contextmanager
-def bar_when_slow() -> Iterator[Callable[[str, int, int | None], None]]:
-    """A bar on a terminal once the work has taken two seconds; told (what, done, total or None)."""
-    started = time.monotonic()
-    bar: Progress | None = None
-    with ExitStack() as stack:
-
-        def show(what: str, done: int, total: int | None) -> None:
-            nonlocal bar
-            if bar is None:
-                if time.monotonic() - started < SLOW_SECONDS or not _on_terminal():
-                    return
-                from stereo.evaluation.evaluator import progress_bar
-
-                bar = stack.enter_context(progress_bar())
-                bar.add_task(what, total=total)
-            if bar.tasks[0].description != what:
-                bar.reset(bar.task_ids[0], description=what)
-            bar.update(bar.task_ids[0], completed=done, total=total)
-
-        yield show
-
-
-def _on_terminal() -> bool:
-    """Whether stderr shows bars; asked first, since what draws them takes seconds to import."""
-    from rich.console import Console
-
-    return Console(stderr=True).is_terminal
-
-
 def train(job: Job) -> ActionResult:
     """Train; see `stereo.train.trainer.fit` for checkpoints, resuming and reporting.
 
@@ -249,7 +216,7 @@ def train(job: Job) -> ActionResult:
 
 def evaluate(job: Job) -> ActionResult:
     """Score a checkpoint, a graph or an engine at native size on the test split."""
-    from stereo.data.loaders import disparity_limit, evaluation_loader
+    from stereo.data.loaders import evaluation_loader
     from stereo.evaluation.evaluator import evaluate as score
 
     section = job.spec.evaluate
@@ -257,7 +224,7 @@ def evaluate(job: Job) -> ActionResult:
     split = job.spec.dataset.test_dataset
     batch_size = section.batch_size if section.batch_size > 0 else split.batch_size
     loader = evaluation_loader(split, job.spec, batch_size=batch_size)
-    evaluation = score(predictor, loader, max_disparity=disparity_limit(job.spec))
+    evaluation = score(predictor, loader, max_disparity=experiment.disparity_limit(job.spec))
     files = _write_evaluation(job.directory, evaluation, predictor)
     names = {f"val/{name}": value for name, value in evaluation.metrics.items()}
     bare = evaluation.metrics if section.trt_engine else {}
@@ -282,7 +249,7 @@ def _write_evaluation(
 
 def inference(job: Job) -> ActionResult:
     """Write disparity and a picture for every pair of the inference split."""
-    from stereo.data.loaders import disparity_limit, evaluation_loader
+    from stereo.data.loaders import evaluation_loader
     from stereo.evaluation.evaluator import Scores
     from stereo.evaluation.pictures import write_predictions
 
@@ -291,7 +258,7 @@ def inference(job: Job) -> ActionResult:
     split = job.spec.dataset.infer_dataset
     batch_size = section.batch_size if section.batch_size > 0 else split.batch_size
     loader = evaluation_loader(split, job.spec, batch_size=batch_size, inference=True)
-    scores = Scores(predictor, disparity_limit(job.spec))
+    scores = Scores(predictor, experiment.disparity_limit(job.spec))
     written = write_predictions(
         predictor,
         loader,
@@ -378,7 +345,6 @@ def check(job: Job) -> ActionResult:
 def _read_all(spec: ExperimentSpec, splits: Sequence[str]) -> dict[str, SplitFacts]:
     """Read every file of the splits once, with a bar on a terminal."""
     from stereo.data.loaders import preflight
-    from stereo.evaluation.evaluator import progress_bar
 
     with progress_bar() as bar:
         task = bar.add_task("reading all pairs")

@@ -308,9 +308,9 @@ def _data_option_problems(arguments: argparse.Namespace) -> Iterator[SpecProblem
 
 def _validate_data(spec: ExperimentSpec, arguments: argparse.Namespace) -> None:
     """Print what the data looks like; a fault of any source ends with exit code 2."""
-    from stereo.actions import bar_when_slow
     from stereo.data.check import PAIRS, check_data
     from stereo.data.check_report import contact_sheet, fault_text, report_text
+    from stereo.progress import bar_when_slow
     from stereo.spec.experiment import ACTIONS
 
     wanted = arguments.pairs or str(PAIRS)

@@ -25,7 +25,7 @@ from stereo.data.encodings import IMAGE_SUFFIXES, read_image, read_image_size
 from stereo.data.pair_facts import PairFacts, measure, notes_of, warnings_of
 from stereo.errors import DataError
 from stereo.spec.data import DataSource, SplitSpec
-from stereo.spec.experiment import ExperimentSpec
+from stereo.spec.experiment import ExperimentSpec, disparity_limit
 
 Progress = Callable[[str, int, int], None]  # what is done, steps done, steps in all
 
@@ -145,7 +145,7 @@ def check_data(
     Raises:
         DataError: the splits name no source (exit code 2).
     """
-    limit = float(min(spec.dataset.max_disparity, spec.model.max_disparity))
+    limit = disparity_limit(spec)
     reports: list[SourceReport] = []
     seen: dict[str, dict[str, Row]] = {}
     for name in splits:

@@ -16,15 +16,13 @@ import json
 import re
 import shlex
 import sys
-import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from stereo.data.appearance import Painter, expose, to_uint8
 from stereo.data.encodings import BoolMap, FloatMap, Image
@@ -33,6 +31,7 @@ from stereo.data.scenes import draw_scene
 from stereo.data.surfaces import BASELINE, Camera, Ids
 from stereo.errors import OutputExistsError
 from stereo.files import write_text
+from stereo.progress import bar_when_slow, on_terminal
 
 GENERATOR_VERSION = 1  # part of the written data's identity: raise it when any pixel changes
 
@@ -40,7 +39,6 @@ _MAX_DISPARITY = 255.0  # px, what every layout can hold
 _MAX_PAIRS = 100_000
 _MIN_SIDE, _MAX_SIDE = 16, 4096  # px
 _EMBEDDED_NAME = "embedded"  # beside the layouts' names
-_QUIET_SECONDS = 2.0  # a shorter call shows no progress bar
 _HEADING = "Written below {}. Dataset classes that read it, as options of `automl study MODEL`:"
 _EXAMPLES = """\
 examples:
@@ -327,24 +325,8 @@ def _size(text: str) -> tuple[int, int]:
 @contextmanager
 def _progress() -> Generator[Callable[[int, int], None]]:
     """A function to tell (done, total): a bar with the time left, or lines when in a pipe."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _tell_line
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    bar = Progress(*columns, TimeRemainingColumn(), console=console)
-    task = bar.add_task("writing pairs", total=None)
-    started = time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total)
-        if time.monotonic() - started > _QUIET_SECONDS:
-            bar.start()
-
-    try:
-        yield tell
-    finally:
-        bar.stop()
+    with bar_when_slow() as show:
+        yield partial(show, "writing pairs") if on_terminal() else _tell_line
 
 
 def _tell_line(done: int, total: int) -> None:

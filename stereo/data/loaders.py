@@ -40,7 +40,7 @@ from stereo.data.encodings import FloatMap, Image, read_image_size
 from stereo.data.remote import RemoteFile
 from stereo.errors import DataError
 from stereo.spec.data import SplitSpec, StereoAugmentSpec
-from stereo.spec.experiment import ExperimentSpec
+from stereo.spec.experiment import ExperimentSpec, disparity_limit
 
 Batch: TypeAlias = dict[str, Any]
 
@@ -198,11 +198,6 @@ def preflight(
     if cache is not None:
         require(spec.dataset, cache.directory, cache.stopped)
     return facts
-
-
-def disparity_limit(spec: ExperimentSpec) -> float:
-    """Disparity in px at and above which ground truth counts nowhere."""
-    return float(min(spec.dataset.max_disparity, spec.model.max_disparity))
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

@@ -8,20 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor
 
 from stereo.data.loaders import Reads
 from stereo.errors import NoResultError
 from stereo.metrics import DisparityMetrics
 from stereo.predict import Predictor
+from stereo.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -151,16 +144,3 @@ def _require_result(
             f"{predictor.source}: the prediction is not finite in {len(names)} samples, first "
             f"{names[0]}; no value for {', '.join(bad)}. Use an earlier checkpoint"
         )
-
-
-def progress_bar(wanted: bool = True) -> Progress:
-    """A bar with the time left on a terminal; silent in a pipe."""
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (wanted and console.is_terminal),
-    )

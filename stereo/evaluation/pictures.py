@@ -13,9 +13,10 @@ import numpy as np
 from stereo import viz
 from stereo.data.encodings import write_depth_png, write_pfm, write_png
 from stereo.data.loaders import Reads
-from stereo.evaluation.evaluator import Scores, progress_bar
+from stereo.evaluation.evaluator import Scores
 from stereo.files import write_bytes
 from stereo.predict import Predictor
+from stereo.progress import progress_bar
 from stereo.spec.data import StereoAugmentSpec
 from stereo.viz import Map, Picture
 

@@ -37,6 +37,11 @@ class ExperimentSpec:
     gen_trt_engine: EngineSpec = spec_field(EngineSpec, "Settings of the TensorRT engine build")
 
 
+def disparity_limit(spec: ExperimentSpec) -> float:
+    """Disparity in px at and above which ground truth counts nowhere."""
+    return float(min(spec.dataset.max_disparity, spec.model.max_disparity))
+
+
 @dataclass(frozen=True)
 class ActionInput:
     """A path that a verb reads."""

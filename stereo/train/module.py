@@ -19,11 +19,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from stereo.data.loaders import Reads, disparity_limit
+from stereo.data.loaders import Reads
 from stereo.errors import DivergedError
 from stereo.geometry import crop, pad_to_multiple
 from stereo.losses import sequence_loss, smooth_l1
 from stereo.metrics import DisparityMetrics
+from stereo.spec.experiment import disparity_limit
 from stereo.train.optim import build_optimizer, learning_rate
 
 if TYPE_CHECKING:

@@ -292,7 +292,7 @@ def test_the_data_check_starts_without_torch(spec_file: Path) -> None:
 @pytest.mark.slow
 def test_a_slow_data_check_shows_the_time_left_on_a_terminal(spec_file: Path) -> None:
     code = (
-        "import sys; from stereo import actions, cli; actions.SLOW_SECONDS = 0; "
+        "import sys; from stereo import cli, progress; progress.SLOW_SECONDS = 0; "
         "sys.exit(cli.main(['validate', '-e', sys.argv[1], '--data']))"
     )
     ours, theirs = pty.openpty()

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stereo import actions
+from stereo import actions, progress
 from stereo.data.annotations import read_rows
 from stereo.data.convert import ConvertResult, convert
 from stereo.data.generator import generate
@@ -675,7 +675,7 @@ def test_a_slow_walk_shows_its_count_on_a_terminal_only(
     touch(tmp_path / "root", *(f"a/{i}_left.png" for i in range(1000)))
     fields = {**IMAGES, "data_root": str(tmp_path / "root")}
     spec = {"convert": {**fields, "right_dir_pattern": [], "depth_dir_pattern": []}}
-    monkeypatch.setattr(actions, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "SLOW_SECONDS", 0.0)
 
     def shown() -> str:
         assert actions.run("convert", spec, tmp_path / "out").status == "ok"
@@ -684,7 +684,7 @@ def test_a_slow_walk_shows_its_count_on_a_terminal_only(
     assert "files seen" not in shown()
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     assert "files seen" in shown()
-    monkeypatch.setattr(actions, "SLOW_SECONDS", 3600.0)
+    monkeypatch.setattr(progress, "SLOW_SECONDS", 3600.0)
     assert "files seen" not in shown()
 
 

@@ -312,7 +312,8 @@ def test_a_terminal_shows_a_bar_with_the_time_left_when_it_takes_long(
     tmp_path: Path, quiet_seconds: int, shows_bar: bool
 ) -> None:
     program = (
-        f"import sys, stereo.data.generator as g; g._QUIET_SECONDS = {quiet_seconds}; "
+        f"import sys, stereo.data.generator as g; from stereo import progress; "
+        f"progress.SLOW_SECONDS = {quiet_seconds}; "
         "g.main([sys.argv[1], '--layout', 'fsd', '--pairs', '3', '--size', '16x32'])"
     )
     reader, terminal = os.openpty()
