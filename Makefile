@@ -15,6 +15,7 @@ EXTRAS := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),[rtx],
 MODEL ?= ffs
 AUTOML ?= auto
 DATA ?=
+KITTI ?=
 VAL ?=
 ARGS ?=
 STUDY ?=
@@ -93,9 +94,9 @@ test-all: $(VENV)/.dev ## The default tests plus slow and chaos
 test-gpu: $(VENV)/.dev ## The tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
-bench: $(VENV)/.dev ## Measure speed and memory against the yardstick (prints, never fails)
-	$(BIN)/python tests/bench/networks.py
-	$(BIN)/python tests/bench/dataloader.py
+bench: $(VENV)/.dev ## Measure speed and memory against the yardstick, into docs/performance.md
+	$(BIN)/python tests/bench/networks.py --record
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/dataloader.py --record $(if $(KITTI),--kitti $(KITTI))
 
 clean: ## Remove the virtual environment and caches (never results/)
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,12 +1,12 @@
 """Samples per CPU second of the training loader against its bars, and the generator's speed.
 
-Prints, never fails. The work is that of the design's data baseline: generated pairs of 960x544 and
+The work is that of the design's data baseline: generated pairs of 960x544 and
 256x192 (PNG images, PFM truth), with the augmentation of the spec's defaults, each row once without
 the decoded cache and once with a warm one. CPU seconds (process time) of one thread, files in the
 page cache. A rate times the seconds of one yardstick unit (`yardstick.py`), measured around every
 row, is samples per unit: that number can be compared between machines.
 
-    OMP_NUM_THREADS=1 python tests/bench/dataloader.py [--samples 24] [--repeats 5] [--kitti FILE]
+    OMP_NUM_THREADS=1 python tests/bench/dataloader.py [--kitti FILE] [--record] [--samples 24]
 
 `--kitti` adds the fourth workload, an annotation file of real KITTI pairs. `factory` and
 `cached_factory` give the same data sets to the bench that runs the reference beside them.
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
-from yardstick import unit_seconds  # noqa: E402 (a script finds its neighbours by path)
+from record import record  # noqa: E402 (a script finds its neighbours by path)
+from yardstick import unit_seconds  # noqa: E402
 
 from stereo.data.generator import generate  # noqa: E402
 from stereo.data.layouts import write_annotations, write_middlebury  # noqa: E402
@@ -150,10 +151,10 @@ def write_pairs(folder: Path, count: int, size: tuple[int, int]) -> Path:
     return folder / "pairs.txt"
 
 
-def training(arguments: argparse.Namespace, folder: Path) -> None:
-    """Print the table of the workloads."""
-    print(f"| {'training samples':36} | per CPU s |  bar | per unit | cached | bar | per unit |")
-    print("|---|---|---|---|---|---|---|")
+def training(arguments: argparse.Namespace, folder: Path) -> Iterator[str]:
+    """Lines of the table of the workloads."""
+    yield f"| {'training samples':36} | per CPU s |  bar | per unit | cached | bar | per unit |"
+    yield "|---|---|---|---|---|---|---|"
     files: dict[tuple[int, int] | None, Path] = {}
     if arguments.kitti:
         files[None] = arguments.kitti
@@ -171,11 +172,13 @@ def training(arguments: argparse.Namespace, folder: Path) -> None:
             samples = range(min(arguments.samples, len(data)))
             per_second, per_unit = rate(lambda: map(data.__getitem__, samples), arguments.repeats)  # noqa: B023
             cells.append(f"{per_second:7.1f} | {bar:4.0f} | {per_unit:7.2f}")
-        print(f"| {work.name:36} | {' | '.join(cells)} |", flush=True)
+        yield f"| {work.name:36} | {' | '.join(cells)} |"
 
 
-def generating(arguments: argparse.Namespace, folder: Path) -> None:
-    """Print pairs per CPU second of the generator."""
+def generating(arguments: argparse.Namespace, folder: Path) -> Iterator[str]:
+    """Lines of the table of the generator."""
+    yield f"| {'generated pairs':36} | per CPU s | per unit |"
+    yield "|---|---|---|"
     for height, width in ((192, 256), (480, 640)):
         count = arguments.samples if height < 400 else 6
 
@@ -188,8 +191,8 @@ def generating(arguments: argparse.Namespace, folder: Path) -> None:
 
         for work, what in ((pairs, "in memory"), (scenes, "files written")):
             per_second, per_unit = rate(work, arguments.repeats)
-            name = f"generator {width}x{height}, {what}"
-            print(f"{name:40} {per_second:8.1f} per CPU s {per_unit:8.2f} per unit", flush=True)
+            name = f"{width}x{height}, {what}"
+            yield f"| {name:36} | {per_second:9.1f} | {per_unit:8.2f} |"
 
 
 def main() -> None:
@@ -197,12 +200,19 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--kitti", type=Path)
+    parser.add_argument("--record", action="store_true", help="write docs/performance.md too")
     arguments = parser.parse_args()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        training(arguments, Path(folder))
-        generating(arguments, Path(folder))
+        lines: list[str] = []
+        for part in (training, generating):
+            for line in part(arguments, Path(folder)):
+                print(line, flush=True)
+                lines.append(line)
+            lines.append("")
+    if arguments.record:
+        record("data", lines[:-1], "python tests/bench/dataloader.py --record")
 
 
 if __name__ == "__main__":

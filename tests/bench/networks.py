@@ -1,6 +1,6 @@
 """Cost of the FastFoundationStereo network on one CPU thread, in units of the yardstick.
 
-    python tests/bench/networks.py [forward] [large] [backward] [step] [--repeats N]
+    python tests/bench/networks.py [forward] [large] [backward] [step] [--repeats N] [--record]
 
 A unit is the CPU time of `yardstick.py`, measured around every repetition, so that rows compare
 between machines. Memory is what the row adds to the peak of the loaded process. Prints and never
@@ -25,7 +25,8 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
-from yardstick import unit_seconds  # noqa: E402 (a script finds its neighbours by path)
+from record import record  # noqa: E402 (a script finds its neighbours by path)
+from yardstick import unit_seconds  # noqa: E402
 
 from stereo.nets.fast_foundation_stereo import FastFoundationStereo  # noqa: E402
 from stereo.spec.networks import FastFoundationStereoSpec  # noqa: E402
@@ -95,10 +96,8 @@ def measure(row: Row, repeats: int) -> str:
         seconds.append(time.process_time() - start)
         units.append(unit_seconds(repeats=1))
     ratio = statistics.median(seconds) / statistics.median(units)
-    return (
-        f"{row.name:<46} {statistics.median(seconds):7.3f} CPU s {ratio:7.2f} units "
-        f"{memory / 1024:6.0f} MB above the loaded process"
-    )
+    cells = f"{statistics.median(seconds):7.3f} | {ratio:7.2f} | {memory / 1024:6.0f}"
+    return f"| {row.name:<46} | {cells} |"
 
 
 def main() -> None:
@@ -106,14 +105,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="*", choices=[*ROWS, []], help="default: all")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--record", action="store_true", help="write docs/performance.md too")
     parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.row:
         print(measure(ROWS[options.row], options.repeats))
         return
+    title = f"| {'FFS, one thread':46} | CPU s | units | MB above the loaded process |"
+    lines = [title, "|---|---|---|---|"]
+    print(*lines, sep="\n", flush=True)
     for key in options.rows or ROWS:
         command = [sys.executable, __file__, "--row", key, "--repeats", str(options.repeats)]
-        subprocess.run(command, check=True)
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        lines.append(done.stdout.strip())
+        print(lines[-1], flush=True)
+    if options.record:
+        record("networks", lines, "python tests/bench/networks.py --record")
 
 
 if __name__ == "__main__":
