@@ -53,6 +53,7 @@ def flips(probability: float, *, do_flip: bool = True) -> MonoAugmentSpec:
         ((400, 400), (518, 686), (686, 686)),
         ((1024, 768), (266, 266), (350, 266)),
         ((1000, 37), (70, 70), (1890, 70)),
+        ((480, 640), (495, 495), (504, 658)),  # 490 is nearer to 495 but would not cover it
     ],
 )
 def test_network_size_of_the_recorded_cases(
