@@ -169,7 +169,7 @@ def find_all(uris: Iterable[str]) -> dict[str, RemoteFile | str]:
     When a folder cannot be listed, its first file has the reason and the others have "".
     """
     folders: defaultdict[str, list[str]] = defaultdict(list)
-    for uri in dict.fromkeys(uris):
+    for uri in uris:
         folders[uri if uri.startswith(_HTTP) else folder_of(uri)].append(uri)
     with ThreadPoolExecutor(_REQUESTS_AT_A_TIME) as pool:
         answers = pool.map(_find_neighbours, folders.values())

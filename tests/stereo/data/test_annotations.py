@@ -30,6 +30,7 @@ def annotate(folder: Path, text: str) -> Path:
     [
         "l.png r.png d.pfm m.png",
         "l.png\tr.png  \t d.pfm m.png\n",
+        "\t\n\t# comment\n\tl.png r.png d.pfm m.png\t\n",
         "\ufeffl.png r.png d.pfm m.png\r\n\r\n   \n",
         '# comment\n  # another "one\n"l.png" "r.png" d.pfm m.png',
     ],
@@ -74,7 +75,9 @@ def test_paths_may_be_absolute_or_start_at_home(
         ("Middlebury", "l.exr r.png d.pfm", r"a\.txt:2: .*extension '\.exr'"),
         ("Middlebury", "l.png r.png d.pfm d.pfm", r"a\.txt:2: .*extension '\.pfm'"),
         ("Middlebury", "l.png " + "x" * 300 + ".png d.pfm", r"a\.txt:2: .*x+\.png: no such file"),
-        ("Middlebury", "l.png a\0b.png d.pfm", r"a\.txt:2: "),
+        ("Middlebury", "l.png a\0b.png d.pfm", r"a\.txt:2: .*no such file"),
+        ("Middlebury", "~nobody_here/l.png r.png d.pfm", r"a\.txt:2: .*l\.png: no such file"),
+        ("Middlebury", "~\0/l.png r.png d.pfm", r"a\.txt:2: .*l\.png: no such file"),
         ("GenericDataset", "l.png r.png", r"a\.txt:2: no ground truth, but other lines"),
     ],
 )

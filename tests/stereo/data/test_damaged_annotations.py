@@ -14,8 +14,17 @@ from stereo.data.datasets import DATASETS, Family, Format
 from stereo.errors import DataError
 
 NAMES = ("l.png", "r.jpg", "d.pfm", "m.png", "d.npy", "d.png", "a b.png", "é.png", "sub/x.png")
-TRAPS = ("gone.png", "folder.png", "loop.png", "dangling.png", "pipe.png", "link.png", "no/x.png")
-NO_LISTS = ("gone.txt", "folder.png", "loop.png", "pipe.png", "a\0b", "x" * 5000, "~nobody/a")
+TRAPS = (
+    "gone.png",
+    "folder.png",
+    "loop.png",
+    "dangling.png",
+    "pipe.png",
+    "link.png",
+    "no/x.png",
+    "a\0/x.png",
+)
+NO_LISTS = ("gone.txt", "folder.png", "loop.png", "pipe.png", "a\0b", "x" * 5000, "~nobody_here/a")
 FORMS = [(family, form) for family, forms in DATASETS.items() for form in forms.values()]
 
 
@@ -37,7 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def field() -> st.SearchStrategy[str]:
     """A field of a line: mostly a file, in some spelling, or a trap, or anything."""
     plain = st.sampled_from(NAMES + TRAPS)
-    spelling = st.sampled_from(["{}", "./{}", "sub/../{}", ".//{}", "~/{}", "~nobody/{}", "\0{}"])
+    spelling = st.sampled_from(
+        ["{}", "./{}", "sub/../{}", ".//{}", "~/{}", "~nobody_here/{}", "\0{}"]
+    )
     anything = st.one_of(
         st.text(max_size=12),
         st.sampled_from(["", ".", "..", "/", "~", "x" * 5000 + ".png", "warp://b/x.png", "://"]),

@@ -329,9 +329,24 @@ def test_a_server_without_ranges_is_read_in_parts_too(web: str, tmp_path: Path, 
 
     with file.open() as stream:
         parts = [stream.read(70_000), stream.read(1), stream.read()]
+    with file.open() as stream:
+        more = [stream.read(10), stream.read(10**6)]
 
     assert [len(part) for part in parts] == [70_000, 1, 29_999]
-    assert b"".join(parts) == content
+    assert b"".join(parts) == b"".join(more) == content
+
+
+def test_a_file_of_unknown_size_is_read_in_parts_too(memory: MemoryFileSystem) -> None:
+    content = bytes(range(250)) * 400
+    memory.pipe("/data/x", content)
+
+    with replace(find("memory://data/x"), size=-1).open() as stream:
+        assert stream.read(10) + stream.read() == content
+
+
+def test_over_http_the_reason_is_behind_the_first_error() -> None:
+    with pytest.raises(DataError, match=r"http://127\.0\.0\.1:9/a\.txt: .*Cannot connect to host"):
+        find("http://127.0.0.1:9/a.txt")
 
 
 def run_python(program: str) -> str:
@@ -341,15 +356,22 @@ def run_python(program: str) -> str:
     return done.stdout.strip()
 
 
-def test_a_missing_extra_is_named_with_its_command() -> None:
+@pytest.mark.parametrize(
+    ("package", "address", "words"),
+    [
+        ("s3fs", "s3://b/a.txt", "Install s3fs to access S3: pip install 'depthtune[s3]'"),
+        ("gcsfs", "gs://b/a.txt", "Please install gcsfs to access Google Storage"),
+    ],
+)
+def test_a_missing_package_is_named(package: str, address: str, words: str) -> None:
     told = run_python(
-        "import sys; sys.modules['s3fs'] = None\n"
+        f"import sys; sys.modules[{package!r}] = None\n"
         "from stereo.data.annotations import parse\n"
         "from stereo.data.datasets import find_format\n"
-        "print(parse('s3://b/a.txt', find_format('Kitti'), inference=False)[1][0])"
+        f"print(parse({address!r}, find_format('Kitti'), inference=False)[1][0])"
     )
 
-    assert told == "s3://b/a.txt: Install s3fs to access S3: pip install 'depthtune[s3]'"
+    assert told == f"{address}: {words}"
 
 
 def test_local_files_do_not_load_fsspec(tmp_path: Path) -> None:

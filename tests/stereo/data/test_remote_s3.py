@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from hashlib import md5
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from stereo.data.annotations import parse, read_rows
 from stereo.data.datasets import find_format
 from stereo.data.generator import EmbeddedLayout, EmbeddedSet, write_embedded
 from stereo.data.loaders import Batch, StereoDataModule, preflight
-from stereo.data.remote import find
+from stereo.data.remote import find, find_all, stamp
 from stereo.errors import DataError
 from stereo.spec.data import DatasetSpec, DataSource, SplitSpec, StereoAugmentSpec
 from stereo.spec.experiment import ExperimentSpec
@@ -163,9 +164,11 @@ def test_a_changed_object_is_fetched_again(bucket: str, tmp_path: Path, requests
     spec = experiment(bucket, cache="on", cache_dir=str(tmp_path))
     row = read_rows(f"{bucket}/val_middlebury.txt", dataset="Middlebury")[0]
     preflight(spec, ["val_dataset"])
-    system = s3fs.S3FileSystem()
+    stamps = [stamp(row.left)]
+    system = s3fs.S3FileSystem(skip_instance_cache=True)  # another client, of another program
     before = system.cat_file(str(row.left))
     system.pipe_file(str(row.left), before + b"x")  # behind the end of the PNG
+    stamps.append(stamp(find(str(row.left))))
     requests.made.clear()
     try:
         preflight(spec, ["val_dataset"])
@@ -174,6 +177,19 @@ def test_a_changed_object_is_fetched_again(bucket: str, tmp_path: Path, requests
 
     fetched = [line for line in requests.made if line.startswith("GET /data/set/val/")]
     assert len(fetched) == 4  # the files of that sample
+    etags = [f'"{md5(content).hexdigest()}"' for content in (before, before + b"x")]
+    assert stamps == [(len(before), etags[0]), (len(before) + 1, etags[1])]
+
+
+def test_a_listing_is_as_new_as_the_bucket(bucket: str) -> None:
+    other = s3fs.S3FileSystem(skip_instance_cache=True)  # another client, of another program
+    uris = [f"{bucket}/new/{name}.png" for name in "ab"]
+    other.pipe_file(uris[0], b"1")
+    before = find_all(uris)
+    other.pipe_file(uris[1], b"22")
+
+    assert before[uris[1]] == f"{uris[1]}: no such file"
+    assert find_all(uris)[uris[1]] == find(uris[1])
 
 
 def test_rows_take_one_listing_per_folder(bucket: str, requests: Requests) -> None:
