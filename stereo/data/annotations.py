@@ -131,7 +131,7 @@ def _parse(
     if not rows and not faults:
         columns = "left right disparity" if form.family == "stereo" else "image ground_truth"
         faults.append(f"{source}: no samples; write one '{columns}' line per sample")
-    return rows, faults if inference else faults + _mixed_truth(rows)
+    return rows, faults if inference else faults + _missing_truth(rows, form.family)
 
 
 @contextmanager
@@ -208,12 +208,15 @@ def _paths(fields: list[str], family: Family) -> _Paths:
     return (*fields, None, None)[:4]
 
 
-def _mixed_truth(rows: Sequence[Row]) -> list[str]:
-    """A fault when some lines have ground truth and others not."""
+def _missing_truth(rows: Sequence[Row], family: Family) -> list[str]:
+    """A fault when lines have no ground truth; the first one is named."""
     without = [row for row in rows if row.disparity is None]
-    if not without or len(without) == len(rows):
+    if not without:
         return []
-    return [f"{without[0].where}: no ground truth, but other lines of the file have it"]
+    remedy = f"add it as {'third' if family == 'stereo' else 'second'} column"
+    if len(without) < len(rows):
+        remedy = "but other lines of the file have it"
+    return [f"{without[0].where}: no ground truth, {remedy}"]
 
 
 class _Files:

@@ -215,10 +215,6 @@ class _Checker:
         self._tell("reading annotations of", 0, 1)
         self.rows, faults = parse(self._source.data_file, form, inference=inference)
         self._faults += faults
-        if not inference and self.rows and self.rows[0].disparity is None:
-            self._faults.append(
-                f"{self.rows[0].where}: no ground truth; add the disparity as third column"
-            )
         drawn = _drawn(self.rows, headers)
         sizes = self._sizes(drawn)
         readable = [row for row in self.rows if row.line not in self._faulty_lines]

@@ -379,8 +379,6 @@ def _parse(split: SplitSpec, *, inference: bool) -> tuple[list[Entry], list[str]
             continue
         rows, reasons = parse(source.data_file, form, inference=inference)
         faults += reasons
-        if not inference and rows and rows[0].disparity is None:
-            faults.append(f"{rows[0].where}: no ground truth; add the disparity as third column")
         entries += [Entry(form, row, number, index) for index, row in enumerate(rows)]
     return entries, faults
 

@@ -143,7 +143,9 @@ def test_an_unknown_class_lists_the_valid_ones_and_the_nearest(folder: Path) -> 
 def test_a_mono_line_names_image_truth_and_mask(
     folder: Path, line: str, disparity: str | None, occlusion: str | None
 ) -> None:
-    (row,) = read_rows(annotate(folder, line), dataset="middlebury", family="mono")
+    path = annotate(folder, line)
+
+    (row,) = read_rows(path, dataset="middlebury", family="mono", inference=disparity is None)
 
     assert (row.left, row.right) == (folder / "l.png", None)
     assert row.disparity == (folder / disparity if disparity else None)
@@ -171,7 +173,7 @@ def test_a_faulty_mono_line_is_named(folder: Path, dataset: str, line: str, reas
 def test_the_declared_class_decides_the_columns_and_not_the_extension(folder: Path) -> None:
     path = annotate(folder, "l.png m.png")
 
-    (stereo,) = read_rows(path, dataset="GenericDataset")
+    (stereo,) = read_rows(path, dataset="GenericDataset", inference=True)
     (mono,) = read_rows(path, dataset="MetricMonoDataset", family="mono")
 
     assert (stereo.right, stereo.disparity) == (folder / "m.png", None)
@@ -237,9 +239,9 @@ def test_files_of_small_and_large_folders_are_found_whatever_their_spelling(
     (tmp_path / "link.png").symlink_to("0.PNG")
     lines = [f"{index}.PNG ./{index}.PNG" for index in range(count)]
 
-    rows = read_rows(
-        annotate(tmp_path, "\n".join([*lines, "link.png link.png"])), dataset="GenericDataset"
-    )
+    path = annotate(tmp_path, "\n".join([*lines, "link.png link.png"]))
+
+    rows = read_rows(path, dataset="GenericDataset", inference=True)
 
     assert [row.right.name for row in rows if row.right] == [
         *(f"{index}.PNG" for index in range(count)),
