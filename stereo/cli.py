@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from stereo import __version__
-from stereo.errors import DataError, SpecError, SpecProblem, StereoError, interrupt_exit_code
+from stereo.errors import (
+    CheckpointError,
+    DataError,
+    SpecError,
+    SpecProblem,
+    StereoError,
+    interrupt_exit_code,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -103,8 +110,8 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     specs.add_argument("--action", required=True, choices=list(VERBS))
     specs.add_argument("-o", "--output", type=Path, help="file to write (default: print)")
     specs.set_defaults(command=_default_specs)
-    validate = commands.add_parser("validate", help="check a spec and stop")
-    _add_spec_arguments(validate)
+    validate = commands.add_parser("validate", help="check a spec or a weight file and stop")
+    _add_spec_arguments(validate, required=False)
     validate.add_argument(
         "--action", default="train", choices=list(VERBS), help="verb to check for"
     )
@@ -124,16 +131,22 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         metavar="FILE.png",
         help="with --data: write a picture of some pairs (default: below results_dir)",
     )
+    validate.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE.pth",
+        help="say what a weight file is; with -e also whether it fits the spec",
+    )
     validate.set_defaults(command=_validate)
     return parser
 
 
-def _add_spec_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_spec_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     parser.add_argument(
         "-e",
         "--experiment_spec_file",
         dest="spec_file",
-        required=True,
+        required=required,
         type=Path,
         metavar="SPEC.yaml",
         help="the spec; any file name",
@@ -283,14 +296,56 @@ def _default_specs(arguments: argparse.Namespace) -> int:
 
 
 def _validate(arguments: argparse.Namespace) -> int:
-    problems = list(_data_option_problems(arguments))
+    problems = [*_spec_option_problems(arguments), *_data_option_problems(arguments)]
     if problems:
         raise SpecError(problems)
-    spec, _ = _load(arguments, arguments.action)
-    print(f"{arguments.spec_file}: valid for {arguments.action}")
-    if arguments.data:
+    spec = None
+    if arguments.spec_file is not None:
+        spec, _ = _load(arguments, arguments.action)
+        print(f"{arguments.spec_file}: valid for {arguments.action}")
+    if arguments.checkpoint is not None:
+        _validate_checkpoint(arguments.checkpoint, spec)
+    if arguments.data and spec is not None:
         _validate_data(spec, arguments)
     return 0
+
+
+def _spec_option_problems(arguments: argparse.Namespace) -> Iterator[SpecProblem]:
+    if arguments.spec_file is None:
+        for option, given in (
+            ("-e", arguments.checkpoint is None),
+            ("--data", arguments.data),
+            ("key=value", bool(arguments.overrides)),
+        ):
+            if given:
+                problem = "a spec is needed" if option == "-e" else "needs -e"
+                yield SpecProblem("command line", option, problem, "Add -e SPEC.yaml")
+
+
+def _validate_checkpoint(path: Path, spec: ExperimentSpec | None) -> None:
+    """Print what a weight file is; one that fits no network, or not the spec, ends with 2."""
+    from stereo.checkpoints import files, identify, load
+    from stereo.nets.names import rename_fast_foundation_stereo
+    from stereo.registry import MODELS, entry_for
+    from stereo.spec.load import to_dict
+
+    payload = files.read(path)
+    # Rules of both stereo networks; they leave the names of all others as they are.
+    state = rename_fast_foundation_stereo(load.network_state(payload))
+    try:
+        found = identify.identify(state, payload)
+        print(f"{path}\n{found}")
+        for entry in MODELS.values():
+            if entry.model_type == found.network:
+                load.require_network(state, found, identify.expected(entry))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    if spec is not None:
+        network = identify.expected_state(entry_for(spec).build, spec.model)
+        rows = identify.contradictions(identify.identify(network, {"spec": to_dict(spec)}), found)
+        if rows:
+            raise CheckpointError(f"{path}: does not fit the spec\n{identify.table(rows)}")
+        print("fits the spec")
 
 
 def _data_option_problems(arguments: argparse.Namespace) -> Iterator[SpecProblem]:

@@ -1,7 +1,8 @@
 """Checkpoint files: written atomically, read without running code.
 
-A checkpoint is a `.pth` file with one dictionary of tensors and plain values. Ours carry
-`format_version`; files of other programs do not and are read as they are.
+A checkpoint is a `.pth` file with one dictionary of tensors and plain values, or a pickled module,
+which is read as one. Ours carry `format_version`; files of other programs do not and are read as
+they are, objects of unknown classes as inert records.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 
+from stereo.checkpoints import archive
+from stereo.checkpoints.inert_pickle import InertPickleError, Record, is_module, module_state
 from stereo.errors import CheckpointError
 
 SUFFIX = ".pth"
@@ -45,26 +48,44 @@ def write(path: Path, payload: Mapping[str, Any]) -> None:
 def read(path: Path) -> dict[str, Any]:
     """Return the dictionary stored at `path`, its tensors on the CPU.
 
+    A pickled module comes back as `model`, its state dict, and `args`, what it was built with.
+
     Raises:
         CheckpointError: no such file, another suffix, not a whole checkpoint, written by a newer
-            version, or a file that could only be read by running code.
+            version, or beyond the limits of `inert_pickle`.
     """
     _require_suffix(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint. Check the path")
     try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the reader raises whatever the damaged bytes lead it to
-        raise CheckpointError(f"{path}: {_reason(path)}") from error
+        payload = _states(archive.read(path))
+    except (InertPickleError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: not a whole checkpoint ({path.stat().st_size} bytes): {error}. It is "
+            "truncated, changed, or not written by PyTorch: copy or download it again"
+        ) from error
     if not isinstance(payload, dict):
-        kind = type(payload).__name__
+        kind = payload.path if isinstance(payload, Record) else type(payload).__name__
         raise CheckpointError(f"{path}: holds a {kind}, expected a dictionary of tensors")
     version = payload.get("format_version", FORMAT_VERSION)
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if type(version) is not int or not 0 <= version <= FORMAT_VERSION:
+        shown = version if type(version) is int and abs(version) < 2**53 else "that is no number"
         raise CheckpointError(
-            f"{path}: format_version {version}, this program reads up to {FORMAT_VERSION}. "
+            f"{path}: format_version {shown}, this program reads up to {FORMAT_VERSION}. "
             "Update the program"
         )
+    return payload
+
+
+def _states(payload: Any) -> Any:
+    """Replace pickled modules by their state dicts."""
+    if is_module(payload):
+        return {"model": module_state(payload), "args": payload.state.get("args")}
+    if type(payload) is dict:
+        return {
+            key: module_state(value) if is_module(value) else value
+            for key, value in payload.items()
+        }
     return payload
 
 
@@ -74,18 +95,3 @@ def _require_suffix(path: Path) -> None:
             f"{path}: a checkpoint ends in {SUFFIX}, got {path.suffix or 'no suffix'!r}. "
             "Graphs (.onnx) and engines go to trt_engine"
         )
-
-
-def _reason(path: Path) -> str:
-    """Say why a file that the reader refused is unusable, and what to do."""
-    try:
-        torch._C.PyTorchFileReader(str(path))
-    except RuntimeError:
-        return (
-            f"not a whole checkpoint ({path.stat().st_size} bytes): truncated, or not written by "
-            "PyTorch. Copy or download it again"
-        )
-    return (
-        "holds objects besides tensors and plain values, which would run code when read. "
-        "Export its state dict with torch.save in the program that wrote it"
-    )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from stereo.checkpoints import files
+from stereo.checkpoints import files, identify
 from stereo.errors import CheckpointError
+
+log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 
@@ -27,11 +31,13 @@ class LoadReport:
         missing: tensors of the network that the file lacks.
         unexpected: tensors of the file that the network has no place for.
         mismatched: `name: file (shape), network (shape)` of tensors that differ in shape.
+        zeroed: tensors that the file may lack because nothing reads them; they became zero.
     """
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     mismatched: tuple[str, ...]
+    zeroed: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -61,12 +67,17 @@ def network_state(payload: Mapping[str, Any]) -> State:
     return state
 
 
+Expected = Callable[[dict[str, Any]], State]
+"""`model` fields that a file needs -> names and shapes of that network."""
+
+
 def load_into(
     module: nn.Module,
     path: Path,
     *,
     partial: bool = False,
     rename: Callable[[State], State] | None = None,
+    expected: Expected | None = None,
 ) -> LoadReport:
     """Copy the weights of a checkpoint into `module`.
 
@@ -75,6 +86,8 @@ def load_into(
         path: a `.pth` file.
         partial: accept differences and load what fits; otherwise every name and shape must agree.
         rename: released names -> ours.
+        expected: tells a file that needs other fields from one that fits no network of its kind;
+            default: only what names show.
 
     Raises:
         CheckpointError: the file is unusable, holds no tensors, or differs and `partial` is off.
@@ -85,29 +98,92 @@ def load_into(
     if rename is not None:
         state = rename(state)
     own = module.state_dict()
-    report = _compare(state, own)
+    report = compare(state, own)
     if not report.complete and not partial:
-        raise CheckpointError(
-            f"{path}: the weights do not fit this network: {report}. "
-            "Use the model section the file was trained with"
-        )
+        raise CheckpointError(f"{path}: {explain(state, own, report, expected)}")
     fitting = {
         name: value
         for name, value in state.items()
         if name in own and name not in DERIVED and value.shape == own[name].shape
     }
+    if report.zeroed and not partial:
+        fitting |= {name: torch.zeros_like(own[name]) for name in report.zeroed}
+        log.warning(
+            "%s lacks %d tensors that the network stores and never uses (first: %s): set to zero",
+            path,
+            len(report.zeroed),
+            report.zeroed[0],
+        )
     module.load_state_dict(fitting, strict=False)
     return report
 
 
-def _compare(state: State, own: State) -> LoadReport:
+def compare(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> LoadReport:
     """Compare names and shapes in both directions."""
+    optional = identify.may_lack(own)
+    absent = [name for name in own if name not in state and name not in DERIVED]
+    zeroed = tuple(name for name in absent if optional and name.startswith(optional))
     return LoadReport(
-        missing=tuple(name for name in own if name not in state and name not in DERIVED),
+        missing=tuple(name for name in absent if name not in zeroed),
         unexpected=tuple(name for name in state if name not in own and name not in DERIVED),
         mismatched=tuple(
             f"{name}: file {tuple(value.shape)}, network {tuple(own[name].shape)}"
             for name, value in state.items()
             if name in own and name not in DERIVED and value.shape != own[name].shape
         ),
+        zeroed=zeroed,
     )
+
+
+def require_network(state: State, found: identify.Identity, expected: Expected) -> None:
+    """Refuse weights that fit no network of this program, whatever the spec.
+
+    Args:
+        state: tensors under our names.
+        found: what they were recognised as.
+        expected: `model` fields -> names and shapes of that network.
+
+    Raises:
+        CheckpointError: names or shapes differ from those of a network with the file's own fields.
+    """
+    told = _misfit(state, found, compare(state, {}), expected)
+    if told is not None:
+        raise CheckpointError(told)
+
+
+def explain(state: State, own: State, report: LoadReport, expected: Expected | None) -> str:
+    """Say why weights do not fit: another spec is needed, or no spec would do."""
+    general = f"the weights do not fit this network: {report}"
+    remedy = "Use the model section the file was trained with"
+    try:
+        given = identify.identify(own)
+    except CheckpointError:  # a network of somebody else's
+        return f"{general}. {remedy}"
+    try:
+        needed = identify.identify(state)
+    except CheckpointError as error:
+        return f"{general}. The file is {error}"
+    if given.network == needed.network:
+        told = _misfit(state, needed, report, expected)
+        if told is not None:
+            return told
+    rows = identify.contradictions(given, needed)
+    return f"{general}. Set these fields:\n{identify.table(rows)}" if rows else general
+
+
+def _misfit(
+    state: State, needed: identify.Identity, report: LoadReport, expected: Expected | None
+) -> str | None:
+    """Why no fields make a network for a file; None when some do, as far as can be told."""
+    own: State = {}
+    if expected is not None:
+        try:
+            own = expected(needed.fields)
+            report = compare(state, own)
+        except (CheckpointError, ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+            return f"no network has the fields of this file: {error}"
+    elif not (report.missing or report.unexpected):
+        return None  # other widths, which other fields may make
+    if report.complete:
+        return None
+    return identify.refusal(needed, report.missing, report.unexpected, report.mismatched)

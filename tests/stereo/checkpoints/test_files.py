@@ -61,12 +61,15 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
         files.read(path)
 
 
-def test_a_file_that_needs_code_to_be_read_is_refused(tmp_path: Path) -> None:
+def test_objects_beside_the_weights_are_read_as_data(tmp_path: Path) -> None:
     path = tmp_path / "object.pth"
-    torch.save({"model": argparse.Namespace(a=1)}, path)
+    torch.save({"model": {"a": torch.ones(2)}, "meter": argparse.Namespace(best=1)}, path)
 
-    with pytest.raises(CheckpointError, match=r"object\.pth: .*run code"):
-        files.read(path)
+    found = files.read(path)
+
+    assert torch.equal(found["model"]["a"], torch.ones(2))
+    assert found["meter"].path == "argparse.Namespace"
+    assert found["meter"].state == {"best": 1}
 
 
 def test_a_missing_file_and_another_suffix_are_refused(tmp_path: Path) -> None:
