@@ -40,6 +40,21 @@ WIDTHS = {
 SCORE_WIDTH = 32
 
 
+class HalvingConv(nn.Conv2d):
+    """A 3x3 convolution of stride 2, as every second value of one with stride 1.
+
+    The framework's strided kernel adds in another order. Both are equally far from double precision
+    (1e-6), but FoundationStereo in train mode amplifies the difference to 0.13 px; in this order it
+    stays within 0.08 px of the reference. It costs 0.1 % of the network.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input)[..., ::2, ::2]
+
+
 class ResidualUnit(nn.Module):
     """`x + conv2(relu(conv1(relu(x))))`, each convolution with an optional BatchNorm behind it."""
 
@@ -127,7 +142,7 @@ class DPTHead(nn.Module):
                 nn.ConvTranspose2d(one, one, 4, stride=4),
                 nn.ConvTranspose2d(two, two, 2, stride=2),
                 nn.Identity(),
-                nn.Conv2d(four, four, 3, stride=2, padding=1),
+                HalvingConv(four),
             )
         )
         self.scratch = Scratch(widths, use_bn=use_bn)
