@@ -33,6 +33,7 @@ from stereo.checkpoints.inert_pickle import (
 MAX_PICKLE = 64 * 2**20  # bytes
 MAX_READ = 8 * 2**20  # bytes at once; bounds the zip directory, which is read in one piece
 MAX_DIMENSIONS = 16
+SMALL_VIEW = 2**20  # numbers that a view may repeat its storage to, as expanded tensors do
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 
@@ -113,7 +114,7 @@ def _read_zip(stream: BinaryIO) -> Any:
                 with archive.open(entry) as source:
                     return _filled(source, entry.file_size)
 
-            machine = InertUnpickler(_storage, _Tensors(raw).functions)
+            machine = InertUnpickler(_persistent, _Tensors(raw).functions)
             return machine.load(io.BytesIO(program))
     except InertPickleError:
         raise
@@ -188,7 +189,7 @@ def _read_legacy(stream: BinaryIO) -> Any:
         raise InertPickleError("its tensors are big-endian, which is not read")
     start = head.tell()
     wanted: dict[str, Storage] = {}
-    InertUnpickler(lambda pid: _noted(_storage(pid), wanted), {}).load(head)
+    InertUnpickler(lambda pid: _noted(_persistent(pid), wanted), {}).load(head)
     keys = plain.load(head)
     if type(keys) is not list or len(keys) > MAX_TENSORS:
         raise InertPickleError("damaged list of storages")
@@ -202,7 +203,7 @@ def _read_legacy(stream: BinaryIO) -> Any:
         return _filled(stream, place[1])
 
     head.seek(start)
-    return InertUnpickler(_storage, _Tensors(raw).functions).load(head)
+    return InertUnpickler(_persistent, _Tensors(raw).functions).load(head)
 
 
 def _head(stream: BinaryIO) -> bytes:
@@ -212,9 +213,10 @@ def _head(stream: BinaryIO) -> bytes:
     return b"".join(pieces)
 
 
-def _noted(storage: Storage, wanted: dict[str, Storage]) -> Storage:
-    wanted[storage.key] = storage
-    return storage
+def _noted(value: Any, wanted: dict[str, Storage]) -> Any:
+    if isinstance(value, Storage):
+        wanted[value.key] = value
+    return value
 
 
 def _places(
@@ -237,9 +239,13 @@ def _places(
     return places
 
 
-def _storage(pid: Any) -> Storage:
-    """What `("storage", type, key, location, numel)` stands for."""
-    if type(pid) is not tuple or len(pid) not in (5, 6) or pid[0] != "storage" or any(pid[5:]):
+def _persistent(pid: Any) -> Any:
+    """What `("storage", type, key, location, numel)` or `("module", class, file, text)` means."""
+    if type(pid) is not tuple or not pid:
+        raise InertPickleError("a persistent id of an unknown kind")
+    if pid[0] == "module" and len(pid) == 4:  # before 1.6 classes came with their source text
+        return pid[1]
+    if pid[0] != "storage" or len(pid) not in (5, 6) or any(pid[5:]):
         raise InertPickleError("a persistent id of an unknown kind")
     kind, key, numel = pid[1], pid[2], pid[4]
     dtype = DTYPES.get(kind.name) if isinstance(kind, Global) else None
@@ -314,5 +320,5 @@ def _check_view(numel: int, offset: Any, size: Any, stride: Any) -> None:
         raise InertPickleError("a tensor with a negative or absurd shape")
     elements = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if elements > numel or (elements and last >= numel):
+    if elements > max(numel, SMALL_VIEW) or (elements and last >= numel):
         raise InertPickleError(f"a tensor of shape {size} claims more than its {numel} numbers")

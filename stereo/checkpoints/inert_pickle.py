@@ -12,6 +12,7 @@ opcode costs bounded work, and there are at most `MAX_OPCODES` of them.
 from __future__ import annotations
 
 import pickletools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -108,11 +109,13 @@ class InertUnpickler:
         """
         self._stack, self._marked, self._memo = [], [], {}
         try:
-            for opcode, arg, _ in pickletools.genops(stream):
-                self._left -= 1
-                if self._left < 0:
-                    raise InertPickleError(f"more than {MAX_OPCODES} pickle operations")
-                self._step(opcode.name, arg)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of pickletools, about escapes in names
+                for opcode, arg, _ in pickletools.genops(stream):
+                    self._left -= 1
+                    if self._left < 0:
+                        raise InertPickleError(f"more than {MAX_OPCODES} pickle operations")
+                    self._step(opcode.name, arg)
             return self._stack.pop()
         except InertPickleError:
             raise
