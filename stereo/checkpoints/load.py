@@ -163,10 +163,11 @@ def explain(state: State, own: State, report: LoadReport, expected: Expected | N
         needed = identify.identify(state)
     except CheckpointError as error:
         return f"{general}. The file is {error}"
-    if given.network == needed.network:
-        told = _misfit(state, needed, report, expected)
-        if told is not None:
-            return told
+    if given.network != needed.network:
+        return f"{general}. The file is {needed.network}, the network {given.network}"
+    told = _misfit(state, needed, report, expected)
+    if told is not None:
+        return told
     rows = identify.contradictions(given, needed)
     return f"{general}. Set these fields:\n{identify.table(rows)}" if rows else general
 

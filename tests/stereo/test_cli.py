@@ -12,8 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from stereo.checkpoints import files
 from stereo.cli import VERBS, main
 from stereo.data.encodings import read_image
 from stereo.data.generator import EmbeddedSet
@@ -345,3 +347,68 @@ def test_sigterm_ends_training_with_143_and_a_state_to_continue_from(
     assert (run / "dn_model_latest.pth").is_file()
     verdict = json.loads((run / "status.json").read_text().splitlines()[-1])
     assert (verdict["status"], verdict["exit_code"]) == ("FAILURE", 143)
+
+
+def test_validate_says_what_a_weight_file_is(
+    small_weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["validate", "--checkpoint", str(small_weights)]) == 0
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[1:])
+    assert rows["network"] == "FastFoundationStereo"
+    assert rows["model.volume_dim"] == "28"
+    assert rows["model.disp_head_pwconv1_widths"] == "[212, 244]"
+    assert rows["parameters"] == "17,654,857"
+
+
+def test_validate_compares_a_weight_file_with_a_spec(
+    spec_file: Path, small_weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["validate", "-e", str(spec_file), "--checkpoint", str(small_weights)]
+    assert main(command) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "fits the spec"
+    assert main([*command, "model.corr_radius=3", "model.mask_widths=[24,16]"]) == 2
+    captured = capsys.readouterr()
+    assert "parameters" in captured.out, "what the file is comes first"
+    assert [line.split(maxsplit=2)[0] for line in captured.err.splitlines()[-3:]] == [
+        "field",
+        "model.corr_radius",
+        "model.mask_widths",
+    ]
+
+
+def test_validate_ends_with_2_on_a_file_that_is_no_weight_file(
+    spec_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "broken.pth"
+    path.write_bytes(b"hello")
+    assert main(["validate", "--checkpoint", str(path)]) == 2
+    assert re.search(r"broken\.pth: not a whole checkpoint \(5 bytes\)", capsys.readouterr().err)
+    torch.save({"fc.weight": torch.ones(1)}, path)
+    assert main(["validate", "--checkpoint", str(path)]) == 2
+    assert "broken.pth: none of the networks this program knows" in capsys.readouterr().err
+
+
+def test_validate_refuses_weights_that_fit_no_fields(
+    small_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = files.read(small_weights)["state_dict"]
+    state["model.corr_stem.0.weight"] = torch.ones(1)
+    files.write(tmp_path / "undistilled.pth", {"state_dict": state})
+    assert main(["validate", "--checkpoint", str(tmp_path / "undistilled.pth")]) == 2
+    assert "The file is an undistilled FastFoundationStereo" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [([], "-e"), (["--checkpoint", "a.pth", "--data"], "--data")],
+)
+def test_validate_asks_for_the_spec_where_it_needs_one(
+    options: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["validate", *options]) == 2
+    assert f"command line: {named}: " in capsys.readouterr().err
+
+
+def test_an_override_without_a_spec_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "--checkpoint", "a.pth", "model.corr_radius=3"]) == 2
+    assert "command line: key=value: needs -e" in capsys.readouterr().err

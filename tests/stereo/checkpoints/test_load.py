@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from stereo.checkpoints import files
-from stereo.checkpoints.load import load_into, network_state
+from stereo.checkpoints import files, identify
+from stereo.checkpoints.load import LoadReport, State, load_into, network_state
 from stereo.errors import CheckpointError
+from stereo.nets.fast_foundation_stereo import FastFoundationStereo
+from stereo.registry import MODELS
+from stereo.spec.networks import FastFoundationStereoSpec
 
 
 def network() -> nn.Sequential:
@@ -89,3 +93,129 @@ def test_a_file_without_tensors_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match=r"holds no network weights"):
         load_into(network(), path)
+
+
+# FastFoundationStereo: which of the refusals of a released file
+
+SMALL = FastFoundationStereoSpec(encoder="vits", volume_dim=16, max_disparity=32)
+ENTRY = MODELS["ffs"]
+
+
+@pytest.fixture(scope="module")
+def stereo() -> FastFoundationStereo:
+    return FastFoundationStereo(SMALL)
+
+
+def load_stereo(
+    path: Path, state: State, target: FastFoundationStereo, *, fields: bool = True
+) -> LoadReport:
+    return load_into(
+        target,
+        saved(path, state),
+        rename=ENTRY.load_release,
+        expected=identify.expected(ENTRY) if fields else None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("dropped", "added", "sentence"),
+    [
+        (
+            "cost_agg.post8_to_4.",
+            {"corr_stem.0.weight": (16, 32, 1, 1, 1)},
+            "is an undistilled FastFoundationStereo.",
+        ),
+        (
+            "cost_agg.post16_to_8.out.2.",
+            {"cost_agg.post16_to_8.out.3.conv.weight": (3,)},
+            "is a searched variant with other cost-filtering blocks.",
+        ),
+        ("classifier.0.bias", {}, "is a searched variant with other cost-filtering blocks."),
+        (
+            "cost_agg.conv3.0.conv.weight",
+            {"cost_agg.conv3.0.conv.weight": (90, 64, 3, 3, 3)},
+            "is pruned to widths this model cannot express.",
+        ),
+    ],
+)
+@pytest.mark.parametrize("changed", [{}, {"corr_radius": 3}])
+def test_weights_that_fit_no_fields_are_refused_for_the_right_reason(
+    tmp_path: Path,
+    stereo: FastFoundationStereo,
+    dropped: str,
+    added: dict[str, tuple[int, ...]],
+    sentence: str,
+    changed: dict[str, int],
+) -> None:
+    state = {n: t for n, t in stereo.state_dict().items() if not n.startswith(dropped)}
+    state |= {name: torch.zeros(shape) for name, shape in added.items()}
+    target = FastFoundationStereo(replace(SMALL, **changed))
+
+    with pytest.raises(CheckpointError, match="unsupported FastFoundationStereo") as caught:
+        load_stereo(tmp_path / "searched.pth", state, target)
+
+    assert f"The file {sentence}" in str(caught.value)
+    assert "corr_radius" not in str(caught.value), "no field would make these weights fit"
+
+
+def test_weights_that_other_fields_fit_are_refused_with_those_fields(
+    tmp_path: Path, stereo: FastFoundationStereo
+) -> None:
+    target = FastFoundationStereo(replace(SMALL, corr_radius=3, mask_widths=[20, 16]))
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+
+    with pytest.raises(CheckpointError, match="do not fit this network") as caught:
+        load_stereo(tmp_path / "other.pth", stereo.state_dict(), target)
+
+    lines = str(caught.value).splitlines()
+    assert [line.split()[0] for line in lines[-3:]] == [
+        "field",
+        "model.corr_radius",
+        "model.mask_widths",
+    ]
+    assert lines[-2].split()[1:] == ["3", "4"]
+    assert all(torch.equal(before[name], value) for name, value in target.state_dict().items())
+
+
+def test_without_the_registry_other_widths_are_still_told_as_fields(
+    tmp_path: Path, stereo: FastFoundationStereo
+) -> None:
+    target = FastFoundationStereo(replace(SMALL, corr_radius=3))
+    with pytest.raises(CheckpointError, match=r"model\.corr_radius +3 +4"):
+        load_stereo(tmp_path / "other.pth", stereo.state_dict(), target, fields=False)
+
+
+def test_another_network_is_named(tmp_path: Path, stereo: FastFoundationStereo) -> None:
+    encoder = {"patch_embed.proj.weight": torch.ones(384, 3, 14, 14), "blocks.0.a": torch.ones(1)}
+    with pytest.raises(CheckpointError, match=r"file is DINOv2, the network Fast"):
+        load_stereo(tmp_path / "dino.pth", encoder, stereo)
+    with pytest.raises(CheckpointError, match=r"none of the networks this program knows"):
+        load_stereo(tmp_path / "fc.pth", {"fc.weight": torch.ones(1)}, stereo)
+
+
+UNUSED = ("context_zqr_convs.", "cost_agg.agg_0.", "cost_agg.atts.cost_vol_disp.")
+
+
+def test_modules_that_nothing_reads_may_be_missing_and_become_zero(
+    tmp_path: Path, stereo: FastFoundationStereo, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = {n: t for n, t in stereo.state_dict().items() if not n.startswith(UNUSED)}
+    target = FastFoundationStereo(SMALL)
+
+    report = load_stereo(tmp_path / "lean.pth", state, target)
+
+    assert report.complete
+    assert set(report.zeroed) == stereo.state_dict().keys() - state.keys()
+    loaded = target.state_dict()
+    assert all(not loaded[name].any() for name in report.zeroed)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert f"lacks {len(report.zeroed)} tensors" in line
+
+
+def test_a_part_that_is_used_must_not_be_missing(
+    tmp_path: Path, stereo: FastFoundationStereo
+) -> None:
+    state = {n: t for n, t in stereo.state_dict().items() if not n.startswith("spx_gru.")}
+    with pytest.raises(CheckpointError, match=r"lacks or adds blocks outside the cost filtering"):
+        load_stereo(tmp_path / "cut.pth", state, stereo)
