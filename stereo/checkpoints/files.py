@@ -15,11 +15,18 @@ from typing import Any
 import torch
 
 from stereo.checkpoints import archive
-from stereo.checkpoints.inert_pickle import InertPickleError, Record, is_module, module_state
+from stereo.checkpoints.inert_pickle import (
+    InertPickleError,
+    Record,
+    is_module,
+    module_settings,
+    module_state,
+)
 from stereo.errors import CheckpointError
 
 SUFFIX = ".pth"
 FORMAT_VERSION = 1
+LAYERS = "layers"
 
 
 def write(path: Path, payload: Mapping[str, Any]) -> None:
@@ -48,7 +55,8 @@ def write(path: Path, payload: Mapping[str, Any]) -> None:
 def read(path: Path) -> dict[str, Any]:
     """Return the dictionary stored at `path`, its tensors on the CPU.
 
-    A pickled module comes back as `model`, its state dict, and `args`, what it was built with.
+    A pickled module comes back as `model`, its state dict, `args`, what it was built with, and
+    `LAYERS`, the plain attributes of its layers.
 
     Raises:
         CheckpointError: no such file, another suffix, not a whole checkpoint, written by a newer
@@ -80,7 +88,11 @@ def read(path: Path) -> dict[str, Any]:
 def _states(payload: Any) -> Any:
     """Replace pickled modules by their state dicts."""
     if is_module(payload):
-        return {"model": module_state(payload), "args": payload.state.get("args")}
+        return {
+            "model": module_state(payload),
+            "args": payload.state.get("args"),
+            LAYERS: module_settings(payload),
+        }
     if type(payload) is dict:
         return {
             key: module_state(value) if is_module(value) else value

@@ -119,7 +119,7 @@ def identify(state: State, payload: Mapping[str, Any] | None = None) -> Identity
     raise CheckpointError(
         "none of the networks this program knows (FoundationStereo, FastFoundationStereo, "
         "MetricDepthAnything, RelativeDepthAnything) and none of their encoders"
-        + (f"; first tensor {min(state)}" if state else "")
+        + (f"; first tensor {min(state)[:80]}" if state else "")
     )
 
 

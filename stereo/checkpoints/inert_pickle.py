@@ -35,7 +35,11 @@ PUSH = frozenset(
 )
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 IGNORED = frozenset({"PROTO", "FRAME", "STOP"})
-DAMAGE = (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError)
+DAMAGE = (
+    *(ArithmeticError, AssertionError, AttributeError),
+    *(LookupError, RuntimeError, TypeError, ValueError),
+)
+"""What damaged bytes make the readers of the standard library raise."""
 
 
 class InertPickleError(ValueError):
@@ -380,6 +384,25 @@ def module_state(root: Record) -> dict[str, Tensor]:
                 raise InertPickleError(f"{full} is no plain tensor but {kind}")
             state[full] = tensor
     return state
+
+
+def module_settings(root: Record) -> dict[str, dict[str, Any]]:
+    """Plain attributes of every module that has a weight (stride, padding, eps), by its name."""
+    return {
+        name: {
+            key: value
+            for key, value in module.state.items()
+            if type(key) is str and not key.startswith("_") and _is_setting(value)
+        }
+        for name, module in walk(root)
+        if isinstance(module.state["_parameters"].get("weight"), Tensor)
+    }
+
+
+def _is_setting(value: Any) -> bool:
+    if type(value) is tuple:
+        return len(value) <= 3 and all(type(n) is int and abs(n) < 2**31 for n in value)
+    return type(value) in (bool, float) or (type(value) is int and abs(value) < 2**31)
 
 
 def _members(value: Any) -> set[str]:

@@ -20,6 +20,8 @@ State = dict[str, Tensor]
 
 CONTAINERS = ("model", "state_dict", "model_state_dict")
 PREFIXES = ("model.", "module.")  # in this order: Lightning around a distributed wrapper
+COMPARED = frozenset({"stride", "padding", "output_padding", "dilation", "groups", "eps"})
+"""Attributes of a layer that change what it computes, and none of its shapes."""
 DERIVED = frozenset({"dx"})  # buffers that follow from the spec; older exports lack them
 
 
@@ -92,7 +94,8 @@ def load_into(
     Raises:
         CheckpointError: the file is unusable, holds no tensors, or differs and `partial` is off.
     """
-    state = network_state(files.read(path))
+    payload = files.read(path)
+    state = network_state(payload)
     if not state:
         raise CheckpointError(f"{path}: holds no network weights")
     if rename is not None:
@@ -115,7 +118,31 @@ def load_into(
             report.zeroed[0],
         )
     module.load_state_dict(fitting, strict=False)
+    rows = layer_differences(payload, module, rename)
+    if rows:
+        log.warning("%s: layers of the file compute otherwise:\n%s", path, identify.table(rows))
     return report
+
+
+def layer_differences(
+    payload: Mapping[str, Any], network: nn.Module, rename: Callable[[State], State] | None = None
+) -> tuple[identify.Contradiction, ...]:
+    """What no shape shows: layers of a pickled module that differ from those of `network`.
+
+    Empty for files that hold no layers.
+    """
+    stored: Mapping[str, Mapping[str, Any]] = payload.get(files.LAYERS) or {}
+    names = {f"{name}.weight": torch.empty(0) for name in stored}
+    ours = dict(network.named_modules())
+    rows: list[identify.Contradiction] = []
+    for name, settings in zip(rename(names) if rename else names, stored.values(), strict=True):
+        layer = ours.get(name.removesuffix(".weight"))
+        for key in COMPARED & settings.keys():
+            given = getattr(layer, key, settings[key])
+            if given != settings[key]:
+                place = f"{name.removesuffix('.weight')}.{key}"
+                rows.append(identify.Contradiction(place, given, settings[key]))
+    return tuple(sorted(rows, key=lambda row: row.field))
 
 
 def compare(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> LoadReport:

@@ -32,7 +32,7 @@ def read_bounded(
         path.write_bytes(contents[name])
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if importable is not None:
-        environment["PYTHONPATH"] = str(importable)
+        environment["PYTHONPATH"] = f"{importable}:{os.environ.get('PYTHONPATH', '')}"
     result = subprocess.run(
         [sys.executable, hostile_files.__file__, str(SECONDS), str(MEGABYTES), *map(str, names)],
         capture_output=True,

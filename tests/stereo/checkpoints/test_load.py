@@ -219,3 +219,33 @@ def test_a_part_that_is_used_must_not_be_missing(
     state = {n: t for n, t in stereo.state_dict().items() if not n.startswith("spx_gru.")}
     with pytest.raises(CheckpointError, match=r"lacks or adds blocks outside the cost filtering"):
         load_stereo(tmp_path / "cut.pth", state, stereo)
+
+
+def test_layers_of_a_pickled_network_that_compute_otherwise_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = nn.Sequential(nn.Conv2d(2, 2, 3, stride=2, padding=1), nn.BatchNorm2d(2, eps=1e-3))
+    path = tmp_path / "network.pth"
+    torch.save(source, path)
+
+    load_into(source, path)
+    assert not caplog.records, "the same layers"
+
+    load_into(nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2)), path)
+
+    assert caplog.records[0].getMessage().splitlines()[1:] == [
+        "field     given   needed",
+        "0.stride  (1, 1)  (2, 2)",
+        "1.eps     1e-05   0.001",
+    ]
+
+
+def test_a_whole_pickled_network_of_ours_shows_no_difference(
+    tmp_path: Path, stereo: FastFoundationStereo, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "whole.pth"
+    torch.save(stereo, path)
+
+    assert load_into(FastFoundationStereo(SMALL), path, rename=ENTRY.load_release).complete
+
+    assert not caplog.records
