@@ -132,6 +132,8 @@ def layer_differences(
     Empty for files that hold no layers.
     """
     stored: Mapping[str, Mapping[str, Any]] = payload.get(files.LAYERS) or {}
+    if not stored:
+        return ()
     names = {f"{name}.weight": torch.empty(0) for name in stored}
     ours = dict(network.named_modules())
     rows: list[identify.Contradiction] = []
