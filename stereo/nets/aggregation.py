@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from stereo.nets.blocks import (
     AxialConv3d,
@@ -28,6 +29,8 @@ from stereo.nets.blocks import (
     Norm,
     Residual,
     channels_last,
+    recomputed,
+    runs_eagerly_on_cpu,
     spatial_shape,
 )
 from stereo.nets.edgenext import FeaturePyramid
@@ -110,7 +113,7 @@ class RowAttention(DisparityAttention):
         length, channels = (int(size) for size in q.shape[1:])
         # Contiguous rows are cut anew, without exchanging axes: (N, heads, L, C/heads).
         q, k, v = (x.reshape(-1, HEADS, length, channels // HEADS) for x in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v).reshape(-1, length, channels)
+        return _attend(q, k, v).reshape(-1, length, channels)
 
 
 class HeadAttention(DisparityAttention):
@@ -120,8 +123,20 @@ class HeadAttention(DisparityAttention):
         length, channels = (int(size) for size in q.shape[1:])
         split = (-1, length, HEADS, channels // HEADS)
         q, k, v = (x.reshape(split).transpose(1, 2) for x in (q, k, v))  # (N, heads, L, C/heads)
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = _attend(q, k, v)
         return mixed.transpose(1, 2).reshape(-1, length, channels)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return softmax(q k^T / sqrt(width)) v, all (N, heads, L, width).
+
+    The framework's fused CPU kernel is made for wider heads: forward and backward of a few pixels
+    take two thirds of its time as plain products.
+    """
+    if not runs_eagerly_on_cpu(q):
+        return F.scaled_dot_product_attention(q, k, v)
+    scores = (q / math.sqrt(int(q.shape[-1]))) @ k.transpose(-2, -1)
+    return torch.softmax(scores, dim=-1) @ v
 
 
 class TransformerLayer(nn.Module):
@@ -154,7 +169,13 @@ def sinusoidal_table(length: int, channels: int) -> Tensor:
 
 
 class DisparityTransformer(nn.Module):
-    """Transformer along the disparity axis of a volume (B, C, L, h, w), pixel by pixel."""
+    """Transformer along the disparity axis of a volume (B, C, L, h, w), pixel by pixel.
+
+    Its activations would be the largest part of a training step's memory. They are computed again
+    in the backward pass, and on the CPU a few pixels at a time, which then stay in the cache.
+    """
+
+    CHUNK = 2048  # tokens
 
     def __init__(
         self,
@@ -175,11 +196,27 @@ class DisparityTransformer(nn.Module):
     def forward(self, volume: Tensor) -> Tensor:
         channels, (length, height, width) = int(volume.shape[1]), spatial_shape(volume)
         tokens = volume.permute(0, 3, 4, 2, 1).reshape(-1, length, channels)  # (B h w, L, C)
+        if runs_eagerly_on_cpu(tokens):
+            chunks = tokens.split(max(1, self.CHUNK // length))
+            tokens = torch.cat([self._filtered(chunk) for chunk in chunks])
+        else:
+            tokens = self._filtered(tokens)
+        tokens = tokens.reshape(-1, height, width, length, channels)
+        return channels_last(tokens.permute(0, 4, 3, 1, 2))  # (B, C, L, h, w)
+
+    def _filtered(self, tokens: Tensor) -> Tensor:
+        """Return the tokens (N, L, C) behind all layers."""
+        if not (torch.is_grad_enabled() and tokens.requires_grad):
+            return self._layers(tokens)
+        return checkpoint(
+            self._layers, tokens, use_reentrant=False, preserve_rng_state=self.training
+        )
+
+    def _layers(self, tokens: Tensor) -> Tensor:
         tokens = tokens + self.position
         for layer in self.sa:
             tokens = layer(tokens)
-        tokens = tokens.reshape(-1, height, width, length, channels)
-        return channels_last(tokens.permute(0, 4, 3, 1, 2))  # (B, C, L, h, w)
+        return tokens
 
 
 class DownGated(nn.Module):
@@ -377,7 +414,8 @@ class Hourglass(nn.Module):
         b16 = self.feature_att_up_16(b16, features.x16)  # (B, 4c, D/4, h/4, w/4)
         b8 = self.agg_1(torch.cat((self.conv2_up(b16), a8), dim=1))
         b8 = self.feature_att_up_8(b8, features.x8)  # (B, 2c, D/2, h/2, w/2)
-        return self.conv_out(self.conv1_up(b8) + self._attended(volume))  # (B, c, D, h, w)
+        decoded = self.conv1_up(b8) + self._attended(volume)
+        return recomputed(self.conv_out, decoded)  # (B, c, D, h, w)
 
     def _attended(self, volume: Tensor) -> Tensor:
         """Return what the transformer sees in the unfiltered volume, (B, c, D, h, w)."""

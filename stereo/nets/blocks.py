@@ -11,13 +11,15 @@ layout makes the 3-D convolutions 1.7 to 3.7 times faster.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 Norm = Callable[[int], nn.Module]
 
@@ -34,12 +36,37 @@ def channels_last(x: Tensor) -> Tensor:
     return x.permute(inner).contiguous().permute(outer)
 
 
+def runs_eagerly_on_cpu(x: Tensor) -> bool:
+    """True where work may be arranged for one CPU: not in a graph, not on another device."""
+    return (
+        x.device.type == "cpu"
+        and not torch.onnx.is_in_onnx_export()
+        and not torch.compiler.is_compiling()
+    )
+
+
 def spatial_shape(x: Tensor) -> list[int]:
     """Return the sizes of `x` (B, C, ...) behind the channels as plain integers.
 
     A traced graph then holds them as constants instead of computing them again from its inputs.
     """
     return [int(size) for size in x.shape[2:]]
+
+
+def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return `function(x)`; the backward pass computes it again instead of keeping what is inside.
+
+    Nothing random may be inside. Running statistics are updated once.
+    """
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return function(x)
+    return checkpoint(
+        function,
+        x,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (nullcontext(), BatchNorm.statistics_kept()),
+    )
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -51,12 +78,25 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """
 
     MOMENTUM = 0.1
+    _keeps_statistics = False  # True in a forward pass that is made again
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, momentum=self.MOMENTUM)
 
+    @staticmethod
+    @contextmanager
+    def statistics_kept() -> Iterator[None]:
+        """Leave the running statistics of every instance as they are."""
+        BatchNorm._keeps_statistics = True
+        try:
+            yield
+        finally:
+            BatchNorm._keeps_statistics = False
+
     def forward(self, input: Tensor) -> Tensor:
         if input.is_cuda or not (self.training or torch.is_grad_enabled()):
+            if self.training and self._keeps_statistics:
+                return F.batch_norm(input, None, None, self.weight, self.bias, True, eps=self.eps)
             return super().forward(input)
         if not self.training:
             mean, variance, _ = self.buffers()
@@ -64,6 +104,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
                 input, self.weight, self.bias, mean, variance, self.eps
             )
         output, mean, variance = _BatchNormFunction.apply(input, self.weight, self.bias, self.eps)
+        if self._keeps_statistics:
+            return output
         count = input.numel() // input.shape[1]
         with torch.no_grad():
             running_mean, running_var, batches = self.buffers()
@@ -291,6 +333,32 @@ class ScoreConv3d(nn.Conv3d):
         return first + second + third
 
 
+class WideScoreConv3d(nn.Conv3d):
+    """A k x k x k convolution to one channel, run as a 2-D one to k channels and shifted sums.
+
+    Output channel i of the 2-D convolution holds what plane d gives to plane d + k // 2 - i. Five
+    times faster than the framework's kernel at k = 7, and three times closer to double precision.
+    """
+
+    def __init__(self, channels: int, kernel_size: int) -> None:
+        super().__init__(channels, 1, kernel_size, padding=kernel_size // 2)
+
+    def forward(self, input: Tensor) -> Tensor:
+        depth, height, width = spatial_shape(input)
+        size, _, _ = self.kernel_size
+        margin = size // 2
+        planes = input.permute(0, 2, 3, 4, 1).reshape(-1, height, width, self.in_channels)
+        planes = planes.permute(0, 3, 1, 2)  # (B D, C, H, W)
+        shares = F.conv2d(planes, self.weight[0].transpose(0, 1), padding=margin)
+        shares = shares.reshape(-1, depth, size, height, width)
+        shares = F.pad(shares, (0, 0, 0, 0, 0, 0, margin, margin))
+        assert self.bias is not None
+        score = self.bias
+        for tap in range(size):
+            score = score + shares[:, tap : tap + depth, tap]
+        return score.unsqueeze(1)
+
+
 class AxialConv3d(nn.Module):
     """A 3x3 convolution within every disparity plane, then one along the disparity axis."""
 
@@ -328,8 +396,69 @@ class FeatureGate(nn.Module):
         return volume * torch.sigmoid(self.feat_att(features)).unsqueeze(2)
 
 
+def conv_of_parts(
+    parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None, padding: int = 0
+) -> Tensor:
+    """Convolve maps (B, C_i, H, W) that are concatenated along their channels.
+
+    For the backward pass the parts are kept, which others keep anyway, and not a copy of them.
+    """
+    if torch.is_grad_enabled() and runs_eagerly_on_cpu(weight):
+        return _ConvOfPartsFunction.apply(weight, bias, padding, *parts)
+    return F.conv2d(torch.cat(list(parts), dim=1), weight, bias, padding=padding)
+
+
+class PartsConv2d(nn.Conv2d):
+    """A convolution of maps that are concatenated along their channels (`conv_of_parts`)."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, input: Sequence[Tensor]
+    ) -> Tensor:
+        return conv_of_parts(input, self.weight, self.bias, self.kernel_size[0] // 2)
+
+
+class _ConvOfPartsFunction(torch.autograd.Function):
+    """`conv2d` of concatenated maps."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, bias: Tensor | None, padding: int, *parts: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(weight, *parts)
+        ctx.padding = padding
+        ctx.bias_sizes = None if bias is None else bias.shape
+        return F.conv2d(torch.cat(parts, dim=1), weight, bias, padding=padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        weight, *parts = ctx.saved_tensors
+        padding = [ctx.padding] * 2
+        grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+            grad,
+            torch.cat(parts, dim=1),
+            weight,
+            ctx.bias_sizes,
+            [1, 1],
+            padding,
+            [1, 1],
+            False,
+            [0, 0],
+            1,
+            [any(ctx.needs_input_grad[3:]), True, ctx.bias_sizes is not None],
+        )
+        widths = [part.shape[1] for part in parts]
+        grads = [None] * len(parts) if grad_x is None else grad_x.split(widths, dim=1)
+        return grad_weight, grad_bias, None, *grads
+
+
 class ConvNeXtLite(nn.Module):
-    """A ConvNeXt block without normalisation: depthwise 7x7, two linear layers, layer scale."""
+    """A ConvNeXt block without normalisation: depthwise 7x7, two linear layers, layer scale.
+
+    The wide inner map is computed again in the backward pass: it costs little time and much memory.
+    """
 
     def __init__(self, channels: int, mid: int) -> None:
         super().__init__()
@@ -340,8 +469,11 @@ class ConvNeXtLite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.dwconv(x).permute(0, 2, 3, 1)  # (B, H, W, C)
-        y = self.gamma * self.pwconv2(F.gelu(self.pwconv1(y)))
+        y = recomputed(self._mix, y) if runs_eagerly_on_cpu(y) else self._mix(y)
         return x + y.permute(0, 3, 1, 2)  # (B, C, H, W)
+
+    def _mix(self, y: Tensor) -> Tensor:
+        return self.gamma * self.pwconv2(F.gelu(self.pwconv1(y)))
 
 
 class ChannelAttention(nn.Module):

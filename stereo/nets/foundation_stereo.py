@@ -38,6 +38,7 @@ from stereo.nets.blocks import (
     Residual,
     ResidualBlock,
     SpatialAttention,
+    WideScoreConv3d,
     channels_last,
     spatial_shape,
 )
@@ -303,7 +304,7 @@ class FoundationStereo(StereoNetwork):
         self.classifier = nn.Sequential(
             ConvBlock(nn.Conv3d, c, c // 2, 3, padding=1, norm=variant.norm_3d),
             Residual(nn.Conv3d, c // 2, norm=BatchNorm),
-            nn.Conv3d(c // 2, 1, 7, padding=3),
+            WideScoreConv3d(c // 2, 7),
         )
         self.cnet = ContextNetwork(vit_width, spec.hidden_dims, variant.norm_2d)
         self.cam = ChannelAttention(HIDDEN, HIDDEN // 16)

@@ -20,7 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stereo.nets.blocks import ConvNeXtLite, channels_last, spatial_shape
+from stereo.nets.blocks import (
+    ConvNeXtLite,
+    PartsConv2d,
+    channels_last,
+    conv_of_parts,
+    spatial_shape,
+)
 from stereo.nets.cost_volume import channel_order, lookup_channels
 from stereo.nets.sampling import resize
 
@@ -63,7 +69,7 @@ class MotionEncoder(nn.Module):
         self.convc2 = nn.Conv2d(correlation, mixed, 3, padding=1)
         self.convd1 = nn.Conv2d(1, disparity, 7, padding=3)
         self.convd2 = nn.Conv2d(disparity, disparity_mixed, 3, padding=1)
-        self.conv = nn.Conv2d(mixed + disparity_mixed, final, 3, padding=1)
+        self.conv = PartsConv2d(mixed + disparity_mixed, final, 3, padding=1)
         self.order: Tensor
         self.register_buffer("order", channel_order(**shape), persistent=False)
 
@@ -77,7 +83,7 @@ class MotionEncoder(nn.Module):
         # A map of one channel has no layout of its own: what is made from it gets the default one.
         motion = channels_last(F.relu(self.convd1(disparity)))
         motion = F.relu(self.convd2(motion))
-        motion = F.relu(self.conv(torch.cat((correlation, motion), dim=1)))
+        motion = F.relu(self.conv((correlation, motion)))
         return channels_last(torch.cat((motion, disparity), dim=1))
 
 
@@ -89,7 +95,7 @@ class ConvGRUCell(nn.Module):
         self.padding = kernel_size // 2
         self.convz = nn.Conv2d(gate_in, hidden, kernel_size, padding=self.padding)
         self.convr = nn.Conv2d(gate_in, hidden, kernel_size, padding=self.padding)
-        self.convq = nn.Conv2d(candidate_in, hidden, kernel_size, padding=self.padding)
+        self.convq = PartsConv2d(candidate_in, hidden, kernel_size, padding=self.padding)
 
     def gates(self) -> Kernel:
         """Update and reset gate as one convolution."""
@@ -100,7 +106,7 @@ class ConvGRUCell(nn.Module):
     def forward(self, state: Tensor, x: Tensor, features: Tensor, gates: Kernel) -> Tensor:
         both = torch.sigmoid(F.conv2d(features, *gates, padding=self.padding))
         update, reset = both.chunk(2, dim=1)
-        candidate = torch.tanh(self.convq(torch.cat((reset * state, x), dim=1)))
+        candidate = torch.tanh(self.convq((reset * state, x)))
         return torch.lerp(state, candidate, update)
 
 
@@ -122,7 +128,7 @@ class SelectiveConvGRU(nn.Module):
         x, features = gating or (total, total + hidden)
         self.context = context
         self.conv0 = nn.ModuleList([nn.Conv2d(total, x, 3, padding=1)])
-        self.conv1 = nn.Sequential(nn.Conv2d(x + hidden, features, 3, padding=1), nn.ReLU())
+        self.conv1 = nn.Sequential(PartsConv2d(x + hidden, features, 3, padding=1), nn.ReLU())
         self.small_gru = ConvGRUCell(features, x + hidden, hidden, 1)
         self.large_gru = ConvGRUCell(features, x + hidden, hidden, 3)
 
@@ -137,10 +143,14 @@ class SelectiveConvGRU(nn.Module):
         )
 
     def forward(
-        self, state: Tensor, inputs: Tensor, attention: Tensor, prepared: PreparedLevel
+        self,
+        state: Tensor,
+        inputs: Sequence[Tensor],
+        attention: Tensor,
+        prepared: PreparedLevel,
     ) -> Tensor:
-        x = F.relu(F.conv2d(inputs, prepared.inputs, padding=1) + prepared.context)
-        features = self.conv1(torch.cat((x, state), dim=1))
+        x = F.relu(conv_of_parts(inputs, prepared.inputs, None, padding=1) + prepared.context)
+        features = self.conv1((x, state))
         small = self.small_gru(state, x, features, prepared.small)
         large = self.large_gru(state, x, features, prepared.large)
         return torch.lerp(large, small, attention)
@@ -235,12 +245,11 @@ class UpdateBlock(nn.Module):
         for index in reversed(range(len(updated))):
             state = updated[index]
             if index:
-                finer = F.avg_pool2d(updated[index - 1], 3, stride=2, padding=1)
+                inputs = [F.avg_pool2d(updated[index - 1], 3, stride=2, padding=1)]
             else:
-                finer = self.encoder(geometry, disparity, prepared.geometry)
+                inputs = [self.encoder(geometry, disparity, prepared.geometry)]
             if index + 1 < len(updated):
-                coarser = resize(updated[index + 1], spatial_shape(state))
-                finer = torch.cat((finer, coarser), dim=1)
+                inputs.append(resize(updated[index + 1], spatial_shape(state)))
             level = self._level(self.names[index])
-            updated[index] = level(state, finer, attentions[index], prepared.levels[index])
+            updated[index] = level(state, inputs, attentions[index], prepared.levels[index])
         return updated, self.disp_head(updated[0])

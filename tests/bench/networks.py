@@ -1,6 +1,6 @@
-"""Cost of the FastFoundationStereo network on one CPU thread, in units of the yardstick.
+"""Cost of the stereo networks on one CPU thread, in units of the yardstick.
 
-    python tests/bench/networks.py [forward] [large] [backward] [step] [--repeats N] [--record]
+    python tests/bench/networks.py [ROW ...] [--repeats N] [--record]
 
 A unit is the CPU time of `yardstick.py`, measured around every repetition, so that rows compare
 between machines. Memory is what the row adds to the peak of the loaded process. Prints and never
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,7 +30,8 @@ from record import record  # noqa: E402 (a script finds its neighbours by path)
 from yardstick import unit_seconds  # noqa: E402
 
 from stereo.nets.fast_foundation_stereo import FastFoundationStereo  # noqa: E402
-from stereo.spec.networks import FastFoundationStereoSpec  # noqa: E402
+from stereo.nets.foundation_stereo import FoundationStereo  # noqa: E402
+from stereo.spec.networks import FastFoundationStereoSpec, FoundationStereoSpec  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -43,20 +45,32 @@ class Row:
     batch: int = 1
     max_disparity: int = 192
     mode: str = "forward"  # forward, backward (forward + backward), step (train mode, with AdamW)
+    fs: Literal["tao", "public"] | None = None  # FoundationStereo of this variant, else FFS
 
 
 ROWS = {
-    "forward": Row("forward 128x256, 8 iterations", 128, 256, 8),
-    "large": Row("forward 320x736, 8 iterations", 320, 736, 8),
-    "backward": Row("forward + backward 128x256, 8 iterations", 128, 256, 8, mode="backward"),
-    "step": Row("training step 64x128, batch 2, 4 iterations", 64, 128, 4, 2, 64, "step"),
+    "forward": Row("FFS forward 128x256, 8 iterations", 128, 256, 8),
+    "large": Row("FFS forward 320x736, 8 iterations", 320, 736, 8),
+    "backward": Row("FFS forward + backward 128x256, 8 iterations", 128, 256, 8, mode="backward"),
+    "step": Row("FFS training step 64x128, batch 2, 4 iterations", 64, 128, 4, 2, 64, "step"),
+    "fs-forward": Row("FS vits forward 128x256, 8 iterations", 128, 256, 8, 1, 416, fs="tao"),
+    "fs-backward": Row(
+        "FS vits forward + backward 128x256, 8 iterations", 128, 256, 8, 1, 416, "backward", "tao"
+    ),
+    "public-forward": Row(
+        "FS vits public forward 128x256, 8 iterations", 128, 256, 8, 1, 416, fs="public"
+    ),
 }
 
 
 def work(row: Row) -> Callable[[], None]:
     """Return a function that does the row's work once."""
     torch.manual_seed(0)
-    network = FastFoundationStereo(FastFoundationStereoSpec(max_disparity=row.max_disparity))
+    if row.fs is None:
+        network = FastFoundationStereo(FastFoundationStereoSpec(max_disparity=row.max_disparity))
+    else:
+        spec = FoundationStereoSpec(variant=row.fs, max_disparity=row.max_disparity)
+        network = FoundationStereo(spec)
     network.train(row.mode == "step")
     left, right = torch.randn(2, row.batch, 3, row.height, row.width)
     truth = torch.rand(row.batch, 1, row.height, row.width) * 40
@@ -97,7 +111,7 @@ def measure(row: Row, repeats: int) -> str:
         units.append(unit_seconds(repeats=1))
     ratio = statistics.median(seconds) / statistics.median(units)
     cells = f"{statistics.median(seconds):7.3f} | {ratio:7.2f} | {memory / 1024:6.0f}"
-    return f"| {row.name:<46} | {cells} |"
+    return f"| {row.name:<48} | {cells} |"
 
 
 def main() -> None:
@@ -111,7 +125,7 @@ def main() -> None:
     if options.row:
         print(measure(ROWS[options.row], options.repeats))
         return
-    title = f"| {'FFS, one thread':46} | CPU s | units | MB above the loaded process |"
+    title = f"| {'one thread':48} | CPU s | units | MB above the loaded process |"
     lines = [title, "|---|---|---|---|"]
     print(*lines, sep="\n", flush=True)
     for key in options.rows or ROWS:

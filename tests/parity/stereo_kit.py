@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stereo.losses import sequence_loss
+from stereo.nets.aggregation import DisparityTransformer
 from stereo.nets.cost_volume import channel_order
 from stereo.nets.edgenext import FeaturePyramid
 from stereo.nets.stereo_network import StereoNetwork, StereoOutput
@@ -263,12 +264,17 @@ def capture_stages(
         if name and not name.startswith("update_block.mask")
     ]
     handles += _named_quantities(network, spec, keep)
+    for module in network.modules():
+        if isinstance(module, DisparityTransformer):
+            module.CHUNK = left.numel() * spec.max_disparity  # layers see all pixels in one call
     try:
         with torch.no_grad():
             output = network(left, right, iters=2, last_only=True)
     finally:
         for handle in handles:
             handle.remove()
+        for module in network.modules():
+            module.__dict__.pop("CHUNK", None)
     keep("disp_up", output.refined[-1][:, 0])
     keep("init_disp", output.initial)
     return captured

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from stereo.nets.aggregation import (
     HEADS,
     DisparityAttention,
+    DisparityTransformer,
     GroupAttention,
     HeadAttention,
     RowAttention,
@@ -69,3 +70,22 @@ def test_pixels_do_not_see_each_other(layout: type[DisparityAttention]) -> None:
     x = torch.randn(5, LENGTH, CHANNELS)
 
     torch.testing.assert_close(attention(x)[2:3], attention(x[2:3]))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_pixels_in_chunks_give_the_gradients_of_all_at_once(training: bool) -> None:
+    torch.manual_seed(0)
+    transformer = DisparityTransformer(CHANNELS, length=LENGTH, layers=2, feedforward=CHANNELS)
+    for module in transformer.train(training).modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    volume = torch.randn(1, CHANNELS, LENGTH, 3, 5)
+    found = []
+    for chunk in (LENGTH * 15, LENGTH * 4):
+        transformer.CHUNK = chunk
+        transformer.zero_grad()
+        leaf = volume.clone().requires_grad_()
+        transformer(leaf).pow(3).sum().backward()
+        found.append([leaf.grad, *(p.grad.clone() for p in transformer.parameters())])
+
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)

@@ -8,9 +8,12 @@ from stereo.nets.blocks import (
     AxialConv3d,
     BatchNorm,
     DepthConv3d,
+    PartsConv2d,
     PlaneConv3d,
     ScoreConv3d,
+    WideScoreConv3d,
     channels_last,
+    recomputed,
 )
 
 
@@ -46,6 +49,43 @@ def test_score_convolution_equals_the_3d_one(size: tuple[int, int, int]) -> None
     volume = channels_last(torch.randn(2, 6, *size))
 
     torch.testing.assert_close(conv(volume), nn.Conv3d.forward(conv, volume), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (5, 3, 8)])
+def test_wide_score_convolution_equals_the_3d_one(size: tuple[int, int, int]) -> None:
+    conv = WideScoreConv3d(6, 7)
+    volume = channels_last(torch.randn(2, 6, *size))
+
+    torch.testing.assert_close(conv(volume), nn.Conv3d.forward(conv, volume), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_convolution_of_parts_equals_that_of_the_whole(kernel_size: int) -> None:
+    conv = PartsConv2d(5, 4, kernel_size, padding=kernel_size // 2).double()
+    parts = [torch.randn(2, n, 3, 4, dtype=torch.double, requires_grad=True) for n in (2, 3)]
+
+    whole = nn.Conv2d.forward(conv, torch.cat(parts, dim=1))
+    torch.testing.assert_close(conv(parts), whole)
+    with torch.no_grad():
+        torch.testing.assert_close(conv(parts), whole)
+    torch.autograd.gradcheck(lambda *parts: conv(parts), parts)
+
+
+def test_what_is_recomputed_keeps_gradients_and_statistics() -> None:
+    torch.manual_seed(0)
+    axial = AxialConv3d(4, 4, 3)
+    x = torch.randn(1, 4, 3, 4, 5)
+    found = []
+    for run in (axial, lambda x: recomputed(axial, x)):
+        axial.zero_grad()
+        axial.conv1[1].reset_running_stats()
+        leaf = x.clone().requires_grad_()
+        run(leaf).square().sum().backward()
+        norm = axial.conv1[1]
+        found.append((leaf.grad, norm.weight.grad.clone(), norm.running_var.clone()))
+        assert norm.num_batches_tracked == 1
+
+    torch.testing.assert_close(*found)
 
 
 def test_axial_convolution_keeps_the_layout() -> None:
