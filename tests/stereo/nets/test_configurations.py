@@ -1,0 +1,189 @@
+"""Networks of 40 drawn configurations build, learn, export and agree with their graph."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stereo.nets.fast_foundation_stereo import FastFoundationStereo
+from stereo.nets.foundation_stereo import FoundationStereo
+from stereo.spec.fields import leaves
+from stereo.spec.load import load_spec
+from stereo.spec.networks import (
+    FastFoundationStereoSpec,
+    FoundationStereoSpec,
+    StereoBackboneSpec,
+)
+
+FAST, FULL, QUICK = 26, 14, 4  # configurations of each network; of them in the default suite
+
+DATA = {"train_dataset": {"data_sources": [{"dataset_name": "Kitti", "data_file": "pairs.txt"}]}}
+FAST_CHOICES: dict[str, Sequence[Any]] = {
+    "encoder": ("vits", "vitb", "vitl"),
+    "hidden_dims": ([32], [48], [64]),
+    "corr_radius": (2, 3, 4, 5, 8),
+    "corr_levels": (1, 2),
+    "cv_group": (4, 8, 16),
+    "volume_dim": (16, 20, 28, 36),
+    "concat_channel": (6, 16, 24),
+    "max_disparity": (32, 64, 96),
+    "gwc_feature_normalize": (True, False),
+    "motion_encoder_widths": ([8, 12, 6, 4], [20, 16, 5, 7], [11, 24, 9, 12]),
+    "motion_encoder_final": (None, 12, 21, 30),
+    "gru_gating_conv_widths": (None, [20, 28], [33, 18], [24, 40]),
+    "disp_head_intermediate": (None, 12, 19, 24),
+    "disp_head_pwconv1_widths": (None, [16, 24], [30, 21], [25, 18]),
+    "cam_mid_channels": (None, 2, 5, 8),
+    "mask_widths": ([12, 0], [18, 0], [23, 0]),  # a second width is that of its neighbour below
+    "stem_2_widths": ([8, 0], [12, 0], [15, 0]),
+    "spx_2_gru_widths": ([8, 12, 10, 14], [13, 6, 16, 20], [16, 9, 7, 24]),
+    "cnet_conv04_widths": (None, [20, 16], [28, 33], [36, 24]),
+}
+FULL_CHOICES: dict[str, Sequence[Any]] = {
+    "encoder": ("vits",) * 11 + ("vitb",) * 2 + ("vitl",),
+    "structure": (
+        ("tao", "auto", 1),
+        ("tao", "rows", 2),
+        ("tao", "auto", 3),
+        ("public", "auto", 2),
+        ("public", "mha", 3),
+        ("public", "groups", 3),
+        ("auto", "auto", 1),
+    ),
+    "corr_radius": (2, 3, 4, 8),
+    "corr_levels": (1, 2),
+    "cv_group": (4, 8, 16),
+    "volume_dim": (16, 20, 28, 36),
+    "max_disparity": (32, 64, 96),
+    "use_bn": (False, True),
+    "use_clstoken": (False, True),
+}
+
+
+def drawn(choices: Mapping[str, Sequence[Any]], count: int) -> Iterator[dict[str, Any]]:
+    """Yield rows in which every choice of a column occurs equally often, in a seeded order."""
+    columns: dict[str, list[Any]] = {}
+    for name, values in choices.items():
+        column = [values[index % len(values)] for index in range(count)]
+        Random(name).shuffle(column)
+        columns[name] = column
+    for index in range(count):
+        yield {name: column[index] for name, column in columns.items()}
+
+
+def fast_specs() -> list[FastFoundationStereoSpec]:
+    specs = []
+    for row in drawn(FAST_CHOICES, FAST):
+        skip, contexts = row["spx_2_gru_widths"], row["cnet_conv04_widths"]
+        row["mask_widths"] = [row["mask_widths"][0], skip[0]]
+        row["stem_2_widths"] = [row["stem_2_widths"][0], skip[2]]
+        row["gru_hidden"] = contexts and contexts[0]
+        specs.append(FastFoundationStereoSpec(**row))
+    return specs
+
+
+def full_specs() -> list[FoundationStereoSpec]:
+    specs = []
+    for row in drawn(FULL_CHOICES, FULL):
+        backbone = {name: row.pop(name) for name in ("use_bn", "use_clstoken")}
+        row["variant"], row["attention_layout"], row["n_gru_layers"] = row.pop("structure")
+        specs.append(FoundationStereoSpec(stereo_backbone=StereoBackboneSpec(**backbone), **row))
+    return specs
+
+
+def values_of(specs: Sequence[Any], name: str) -> set[str]:
+    return {str(getattr(spec, name)) for spec in specs}
+
+
+def test_every_drawn_configuration_obeys_the_declared_rules() -> None:
+    for spec in [*fast_specs(), *full_specs()]:
+        for node in leaves(type(spec)):
+            facts, value = node.facts, spec
+            for part in node.path.split("."):
+                value = getattr(value, part)
+            if facts.low is not None:
+                assert facts.low <= value <= facts.high, (node.path, value)
+    for spec in fast_specs():
+        document = {"model": dataclasses.asdict(spec), "dataset": DATA, "results_dir": "results"}
+        load_spec(document, action="train")
+
+
+def test_every_field_that_shapes_weights_takes_three_values() -> None:
+    fixed = {"n_gru_layers", "spx_gru_out", "disp_head_input_dim"}  # one value is valid, or read
+    for node in leaves(FastFoundationStereoSpec):
+        if node.facts.shapes_weights and "." not in node.path and node.path not in fixed:
+            needed = 2 if node.path == "corr_levels" else 3
+            assert len(values_of(fast_specs(), node.path)) >= needed, node.path
+    for name in ("encoder", "variant", "n_gru_layers", "corr_radius", "cv_group", "volume_dim"):
+        assert len(values_of(full_specs(), name)) >= 3, name
+    for name in ("motion_encoder_widths", "mask_widths", "stem_2_widths", "spx_2_gru_widths"):
+        columns = zip(*(getattr(spec, name) for spec in fast_specs()), strict=True)
+        assert all(len(set(column)) >= 3 for column in columns), name
+
+
+class LastDisparity(nn.Module):
+    """The network as a graph shows it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.network(left, right, iters=2, last_only=True).refined[-1]
+
+
+def prove(network: nn.Module, graph: Path) -> None:
+    """Run forward, backward and the exported graph on a seeded pair."""
+    generator = torch.Generator().manual_seed(1)
+    left, right = torch.randn(2, 1, 3, 32, 64, generator=generator)
+
+    output = network.train()(left, right, iters=2)
+    assert output.initial.shape == (1, 1, 8, 16)
+    assert [disparity.shape for disparity in output.refined] == [(1, 1, 32, 64)] * 2
+    (output.initial.sum() + sum(disparity.sum() for disparity in output.refined)).backward()
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    assert len(gradients) > 300
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    network.zero_grad(set_to_none=True)
+
+    module = LastDisparity(network).eval()
+    names: Any = {"input_names": ["left", "right"], "output_names": ["disparity"]}
+    with torch.no_grad():
+        expected = module(left, right)
+        torch.onnx.export(
+            module, (left, right), str(graph), opset_version=17, dynamo=False, **names
+        )
+    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"left": left.numpy(), "right": right.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-3, rtol=0)
+
+
+def cases(specs: Sequence[Any], quick: int) -> list[Any]:
+    """Mark all but the first `quick` cases as slow."""
+    return [
+        pytest.param(spec, marks=() if index < quick else pytest.mark.slow, id=str(index))
+        for index, spec in enumerate(specs)
+    ]
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporter announces its successor
+@pytest.mark.parametrize("spec", cases(fast_specs(), QUICK))
+def test_a_fast_network_learns_and_exports(spec: FastFoundationStereoSpec, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    prove(FastFoundationStereo(spec), tmp_path / "graph.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("spec", cases(full_specs(), 0))
+def test_a_full_network_learns_and_exports(spec: FoundationStereoSpec, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    prove(FoundationStereo(spec), tmp_path / "graph.onnx")
