@@ -1,8 +1,11 @@
 """The walk that writes split files: scene folders -> train.txt and val.txt, or test.txt.
 
 Paths are matched, rewritten and sorted as text relative to `data_root`, whatever stands above it;
-upper and lower case count. Symbols: a *pattern* is one string of `image_dir_pattern`, a *companion*
-is the right image, the ground truth or the mask of a left image.
+upper and lower case count. Links to folders are followed, and an image that is reached under
+several names is written under one, so that no split holds it twice.
+
+Symbols: a *pattern* is one string of `image_dir_pattern`, a *companion* is the right image, the
+ground truth or the mask of a left image.
 
 Nothing is written before every path is known to exist; faults of all images come together.
 
@@ -38,6 +41,7 @@ _CANDIDATES = 3
 _COMPARED = 2000  # files that are compared letter by letter to name the nearest
 _COMPARED_IN_FOLDER = 8  # of them from one folder
 _PROGRESS_STEP = 1000  # files between two calls of `progress`
+_Identity: TypeAlias = tuple[int, int]  # device and inode of a folder
 _NEEDS_QUOTES = re.compile(r'[\s"#\ufeff]')
 
 
@@ -71,13 +75,18 @@ class _Listing:
 
     Attributes:
         files: every file below a scene folder.
-        images: those that are left images, and dangling links that would be.
+        images: names of those that are left images, and of dangling links that would be, by folder.
+        folders: for every real folder the ones of `images` that lead to it: whether that goes
+            through a link, and the folder.
         beside: files that lie in data_root itself.
         unlisted: folders that could not be read, with the reason.
     """
 
     files: set[str] = field(default_factory=set[str])
-    images: list[str] = field(default_factory=list[str])
+    images: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    folders: dict[_Identity, list[tuple[bool, str]]] = field(
+        default_factory=dict[_Identity, list[tuple[bool, str]]]
+    )
     beside: list[str] = field(default_factory=list[str])
     unlisted: list[str] = field(default_factory=list[str])
 
@@ -102,7 +111,7 @@ def convert(
     if listing.unlisted:
         faults = _listed(sorted(listing.unlisted), "folders cannot be read", root)
         raise DataError("\n".join(faults), exit_code=2)
-    images = sorted(listing.images)
+    images = _images_once(root, listing)
     beside = _images_beside(root, spec, listing)
     if not images:
         raise DataError(_no_match(root, spec, listing, beside), exit_code=2)
@@ -128,12 +137,15 @@ def _existing_root(spec: ConvertSpec) -> str:
 
 
 def _walk(root: str, spec: ConvertSpec, progress: Progress) -> _Listing:
-    """List every folder once; links to folders are followed unless they lead back."""
+    """List the files under every name that leads to them; a link that leads back is not followed.
+
+    A pattern may stand in the name of a link and not in that of the folder it leads to.
+    """
     listing = _Listing()
     seen = 0
-    folders: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    folders: list[tuple[str, bool, frozenset[_Identity]]] = [("", False, frozenset())]
     while folders:
-        folder, above = folders.pop()  # folders end with a slash
+        folder, linked, above = folders.pop()  # folders end with a slash
         try:
             status = Path(root, folder).stat()
             identity = (status.st_dev, status.st_ino)
@@ -142,27 +154,49 @@ def _walk(root: str, spec: ConvertSpec, progress: Progress) -> _Listing:
                 continue
             with os.scandir(f"{root}/{folder}") as entries:
                 for entry in entries:
-                    path = folder + entry.name
                     if entry.is_dir():
-                        folders.append((f"{path}/", above | {identity}))
+                        below = (f"{folder}{entry.name}/", linked or entry.is_symlink())
+                        folders.append((*below, above | {identity}))
                         continue
-                    _add(path, entry, listing, spec)
+                    _add(folder, entry, listing, spec)
                     seen += 1
                     if seen % _PROGRESS_STEP == 0:
                         progress("files seen", seen, None)
+            if folder in listing.images:
+                listing.folders.setdefault(identity, []).append((linked, folder))
         except OSError as error:
             listing.unlisted.append(f"{folder or '.'}: {error.strerror}")
     return listing
 
 
-def _add(path: str, entry: os.DirEntry[str], listing: _Listing, spec: ConvertSpec) -> None:
-    if path == entry.name:
+def _add(folder: str, entry: os.DirEntry[str], listing: _Listing, spec: ConvertSpec) -> None:
+    path = folder + entry.name
+    if not folder:
         listing.beside.append(path)
         return
     if entry.is_file():
         listing.files.add(path)
     if _is_image(path, spec):
-        listing.images.append(path)
+        listing.images.setdefault(folder, []).append(entry.name)
+
+
+def _images_once(root: str, listing: _Listing) -> list[str]:
+    """The sorted paths of the images, each under one name: without a link where there is one."""
+    images: list[str] = []
+    for names in listing.folders.values():
+        first: dict[str, str] = {}  # name of an image -> the folder it is listed in
+        for _, folder in sorted(names):
+            found = listing.images[folder]
+            doubles = [name for name in found if name in first]
+            if doubles:
+                LOG.warning(
+                    "%s/%s: %d images are listed as those of %s, which is the same folder",
+                    *(root, folder, len(doubles), first[doubles[0]]),
+                )
+            fresh = [name for name in found if name not in first]
+            first |= dict.fromkeys(fresh, folder)
+            images += [folder + name for name in fresh]
+    return sorted(images)
 
 
 def _is_image(path: str, spec: ConvertSpec) -> bool:

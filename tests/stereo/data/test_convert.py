@@ -171,13 +171,56 @@ def test_linked_folders_are_followed_and_keep_their_names(tmp_path: Path) -> Non
     root = pairs(tmp_path / "root", "a/left")
     pairs(tmp_path / "elsewhere", "deep/left")
     (root / "b").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere" / "other").symlink_to(root / "a")
+    (tmp_path / "elsewhere" / "other").symlink_to(root / "a")  # has been listed as a
     (tmp_path / "link").symlink_to(root)
 
     made = [row[0] for row in listed(tmp_path / "link", tmp_path / "out", **STEREO)]
 
-    assert made == ["a/left.png", "b/deep/left.png", "b/other/left.png"]
+    assert made == ["a/left.png", "b/deep/left.png"]
     assert all(str(tmp_path / "link") in line for line in lines(tmp_path / "out" / "test.txt"))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_scene_reached_under_two_names_is_listed_once_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, order: int
+) -> None:
+    """Links such as `latest` would put one scene into both splits."""
+    root = pairs(tmp_path / "root", *(f"{i:04d}/cam/left" for i in range(4)))
+    (root / "best").symlink_to("0001")
+    for name in ("latest", "0")[::order]:
+        (root / name).symlink_to("0000")
+
+    result = run(root, tmp_path / "out", **STEREO, split_ratio=0.5)
+
+    made = sorted(line for file in result.files.values() for line in lines(file))
+    assert [line.split()[0] for line in made] == [f"{root}/{i:04d}/cam/left.png" for i in range(4)]
+    assert sorted(caplog.messages) == [
+        f"{root}/{link}/cam/: 1 images are listed as those of {scene}/cam/, "
+        f"which is the same folder"
+        for link, scene in (("0", "0000"), ("best", "0001"), ("latest", "0000"))
+    ]
+
+
+def test_two_links_to_a_folder_elsewhere_list_it_once_under_the_first(tmp_path: Path) -> None:
+    pairs(tmp_path / "elsewhere", "a/left")
+    (tmp_path / "root").mkdir()
+    for name in ("c", "b", "d"):
+        (tmp_path / "root" / name).symlink_to(tmp_path / "elsewhere")
+    rows = listed(tmp_path / "root", tmp_path / "out", **STEREO)
+    assert rows == [["b/a/left.png", "b/a/right.png", "b/a/disparity.png"]]
+
+
+def test_a_pattern_may_stand_in_the_name_of_a_link_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path, "raw/0/cam0/1.png", "raw/0/cam1/1.png")
+    (tmp_path / "scene").mkdir()
+    (tmp_path / "scene" / "left").symlink_to("../raw/0/cam0")
+    (tmp_path / "scene" / "right").symlink_to("../raw/0/cam1")
+    fields = {**STEREO, "depth_dir_pattern": []}
+    rows = listed(tmp_path, tmp_path / "out", **fields)
+    assert rows == [["scene/left/1.png", "scene/right/1.png"]]
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("target", ["root", "root/a", "elsewhere"])
@@ -404,6 +447,12 @@ def test_no_match_names_what_was_sought_and_the_nearest_paths(tmp_path: Path) ->
 def test_the_nearest_fulfil_most(tmp_path: Path, names: Iterable[str], nearest: list[str]) -> None:
     said = fault(touch(tmp_path, *names), tmp_path / "out", **STEREO)
     assert [line.strip() for line in said.splitlines()[1:]][: len(nearest)] == nearest
+
+
+def test_a_full_folder_hides_no_nearer_path_of_another(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"a/depth/{i:04d}.png" for i in range(2100)), "z/Left/0.png")
+    said = fault(tmp_path, tmp_path / "out", **STEREO)
+    assert said.splitlines()[1] == "  z/Left/0.png"
 
 
 @pytest.mark.parametrize("scene", ["Teddy", "left"])
