@@ -39,7 +39,8 @@ _MAX_DISPARITY = 255.0  # px, what every layout can hold
 _MAX_PAIRS = 100_000
 _MIN_SIDE, _MAX_SIDE = 16, 4096  # px
 _EMBEDDED_NAME = "embedded"  # beside the layouts' names
-_HEADING = "Written below {}. Dataset classes that read it, as options of `automl study MODEL`:"
+_STEREO_HEADING = "Dataset classes that read it, as options of `automl study MODEL`:"
+_MONO_HEADING = "For networks of monocular depth, the dataset class and the annotation file:"
 _EXAMPLES = """\
 examples:
   python -m stereo.data.generator results/data
@@ -239,10 +240,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_args(arguments)
     names: list[str] = options.layout or [_EMBEDDED_NAME, *LAYOUTS]
-    lines = [_HEADING.format(options.directory)]
+    stereo: list[str] = []
     try:
         if _EMBEDDED_NAME in names:
-            lines += _embedded_lines(write_embedded(options.directory))
+            stereo += _embedded_lines(write_embedded(options.directory))
         with _progress() as tell:
             written = write_layouts(
                 options.directory,
@@ -256,10 +257,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.exit(getattr(error, "exit_code", 1), f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:
         parser.exit(130, f"{parser.prog}: interrupted; the same command finishes the set\n")
+    mono: list[str] = []
     for name, path in written.items():
         layout = LAYOUTS[name]
-        for family, classes in (("stereo", layout.stereo), ("mono", layout.mono)):
-            lines += [f"{family:7} {_option('data', known, path)}" for known in classes]
+        stereo += [f"stereo  {_option('data', known, path)}" for known in layout.stereo]
+        mono += [f"mono    {known}  {shlex.quote(str(path))}" for known in layout.mono]
+    lines = [f"Written below {options.directory}."]
+    lines += [_STEREO_HEADING, *stereo] if stereo else []
+    lines += [_MONO_HEADING, *mono] if mono else []
     sys.stdout.write("\n".join(lines) + "\n")
 
 

@@ -233,10 +233,15 @@ def test_the_program_writes_everything_and_prints_options_that_can_be_read(
     main([str(tmp_path), "--pairs", "1", "--size", "32x48"])
 
     output = capsys.readouterr()
-    lines = [shlex.split(line) for line in output.out.splitlines()[1:]]
-    assert str(tmp_path) in output.out.splitlines()[0]
+    heading, *shown = output.out.splitlines()
+    lines = [shlex.split(line) for line in shown if line.startswith(("stereo ", "mono "))]
+    assert str(tmp_path) in heading
     assert output.err.splitlines()[-1] == "2 of 2 pairs"
-    for family, *options in lines:
+    mono = [words for words in lines if words[0] == "mono"]
+    assert len(mono) == sum(len(form.mono) for form in LAYOUTS.values())
+    for family, dataset, file in mono:
+        assert read_rows(Path(file), dataset=dataset, family=family)
+    for family, *options in lines[: -len(mono)]:
         for flag, value in zip(options[::2], options[1::2], strict=True):
             assert flag in ("--data", "--val")
             dataset, _, file = value.partition(":")
@@ -252,12 +257,31 @@ def test_the_program_writes_only_the_layouts_asked_for(
     folder = tmp_path / "my pairs"
     main([str(folder), "--layout", "kitti", "--pairs", "1", "--size", "16x32", "--seed", "7"])
 
-    lines = capsys.readouterr().out.splitlines()[1:]
+    heading, *lines = capsys.readouterr().out.splitlines()
     assert [path.name for path in folder.iterdir()] == ["kitti"]
-    assert lines == [f"stereo  --data 'Kitti:{folder}/kitti/kitti.txt'"]
+    assert heading == f"Written below {folder}."
+    assert lines == [
+        "Dataset classes that read it, as options of `automl study MODEL`:",
+        f"stereo  --data 'Kitti:{folder}/kitti/kitti.txt'",
+    ]
     pair = generate(7, 0, height=16, width=32)
     image = read_image(folder / "kitti/training/image_2/000000_10.png")
     np.testing.assert_array_equal(image, pair.left)
+
+
+def test_mono_classes_are_not_offered_as_options_of_a_study(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A study of today refuses them."""
+    (name,) = (name for name, layout in LAYOUTS.items() if "NYUDV2" in layout.mono)
+    folder = tmp_path / "my pairs"
+    main([str(folder), "--layout", name, "--pairs", "1"])
+
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "For networks of monocular depth, the dataset class and the annotation file:",
+        f"mono    NYUDV2  '{folder}/{name}/{name}.txt'",
+        f"mono    NYUDV2Relative  '{folder}/{name}/{name}.txt'",
+    ]
 
 
 @pytest.mark.parametrize(
