@@ -229,7 +229,7 @@ class _Checker:
             sizes=ordered,
             facts=tuple(facts),
             faults=tuple(self._faults),
-            warnings=tuple(warnings_of(facts, form.name, self._limit)),
+            warnings=tuple(warnings_of(facts, form, self._limit)),
             notes=(*self._notes(ordered), *notes_of(facts, self._limit)),
         )
 

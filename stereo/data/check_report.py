@@ -16,6 +16,7 @@ from stereo import viz
 from stereo.data.check import CheckReport, SourceReport
 from stereo.data.consistency import difference_picture
 from stereo.data.datasets import StereoSample, find_format
+from stereo.data.pair_facts import offset_text
 from stereo.errors import DataError
 from stereo.viz import Picture
 
@@ -71,7 +72,7 @@ def _lines(source: SourceReport, limit: float) -> Iterator[str]:
         truth, zero = source.errors
         yield _line("photo-consistency", f"{truth:.1f} grey levels; {zero:.1f} at disparity 0")
     if source.row_offsets:
-        yield _line("row offset", f"{float(np.median(source.row_offsets)):.1f} px")
+        yield _line("row offset", offset_text(source.row_offsets))
     if source.faults:
         yield _line("faults", str(len(source.faults)))
     yield from (_line("warning", warning) for warning in source.warnings)

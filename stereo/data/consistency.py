@@ -216,14 +216,21 @@ class _Trial:
 def _other_views(
     left: Image, right: Image, known: BoolMap, disparity: FloatMap, trial: _Trial
 ) -> Iterator[Finding]:
-    """The views exchanged, or the truth taken for that of the other view."""
+    """The views exchanged, or the truth taken for that of the other view.
+
+    An error is in grey levels of the view that is the reference. Where that is the right one, it is
+    scaled to the left one: in a darker view every explanation, right or wrong, errs by less.
+    """
     of_right = _Trial(right, left, _textured(right, known))
+    if of_right.zero_error == 0:
+        return
+    scale = trial.zero_error / of_right.zero_error
     values = of_right.at(disparity)
     yield Finding(
         "exchanged",
         "with left and right exchanged",
         "Exchange the first two columns of the annotation file",
-        of_right.error(values),
+        scale * of_right.error(values),
     )
     yield Finding(
         "exchanged with truth",
@@ -235,7 +242,7 @@ def _other_views(
         "truth of the right view",
         "when the truth is taken for that of the right view",
         "Name the disparity of the left view",
-        of_right.error(values, sign=1),
+        scale * of_right.error(values, sign=1),
     )
 
 

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from stereo.data.annotations import Row
-from stereo.data.consistency import Explanation, explain, photo_errors
-from stereo.data.datasets import StereoSample
+from stereo.data.consistency import ROWS, Explanation, explain, photo_errors
+from stereo.data.datasets import StereoFormat, StereoSample
 
 _MANY_ABOVE = 0.05  # share of the truth at or above the limit that is warned about
-_FEW_VALID = 0.01
+_FEW_VALID = 0.01  # share of the pixels, of dense truth
+_FEW_SCATTERED = 0.001  # ... of laser points; four beams reach about 0.002
 _SOME_PAIRS = 0.1  # share of the pairs that must agree on a finding
 _MOST_PAIRS = 0.5
 _ROW_OFFSET = 0.6  # px; the calibration of KITTI leaves 0.2 to 0.36
@@ -72,13 +73,13 @@ def measure(sample: StereoSample, limit: float) -> PairFacts:
     )
 
 
-def warnings_of(facts: Sequence[PairFacts], dataset: str, limit: float) -> list[str]:
-    """What looks wrong in the measured pairs of a source."""
+def warnings_of(facts: Sequence[PairFacts], form: StereoFormat, limit: float) -> list[str]:
+    """What looks wrong in the measured pairs of a source of a class."""
     return [
         *_same_or_constant(facts),
-        *_findings(facts, dataset),
+        *_findings(facts, form.name),
         *_row_offset(facts),
-        *_amount(facts, limit),
+        *_amount(facts, limit, _FEW_SCATTERED if form.is_sparse else _FEW_VALID),
     ]
 
 
@@ -99,12 +100,20 @@ def _same_or_constant(facts: Sequence[PairFacts]) -> list[str]:
 
 
 def _findings(facts: Sequence[PairFacts], dataset: str) -> list[str]:
-    """What most of the pairs prefer that another explanation fits better, if enough of them do."""
+    """What most pairs prefer among those that another explanation fits better.
+
+    Of a few such pairs nothing is said where more of them are explained by nothing at all: in wrong
+    pairs one of many explanations fits by chance.
+    """
     explained = [(fact, fact.explanation) for fact in facts if fact.explanation is not None]
+    hopeless = [(fact, told) for fact, told in explained if told.unexplained]
     found = [(fact, told, told.finding) for fact, told in explained if told.finding is not None]
-    if not found or len(found) < _SOME_PAIRS * len(explained):
-        return _unexplained(explained)
-    kind, count = Counter(finding.kind for _, _, finding in found).most_common(1)[0]
+    kinds = Counter(finding.kind for _, _, finding in found)
+    kind, count = max(kinds.items(), key=lambda item: item[1], default=("", 0))
+    if hopeless and len(hopeless) >= max(_MOST_PAIRS * len(explained), count + 1):
+        return [_unexplained(hopeless, explained)]
+    if count == 0 or count < _SOME_PAIRS * len(explained):
+        return []
     first, told, finding = next(each for each in found if each[2].kind == kind)
     return [
         f"{count} of {len(explained)} pairs (first {first.row.where}) fit better {finding.how}: "
@@ -112,16 +121,16 @@ def _findings(facts: Sequence[PairFacts], dataset: str) -> list[str]:
     ]
 
 
-def _unexplained(explained: Sequence[tuple[PairFacts, Explanation]]) -> list[str]:
-    hopeless = [(fact, told) for fact, told in explained if told.unexplained]
-    if not hopeless or len(hopeless) < _MOST_PAIRS * len(explained):
-        return []
+def _unexplained(
+    hopeless: Sequence[tuple[PairFacts, Explanation]],
+    explained: Sequence[tuple[PairFacts, Explanation]],
+) -> str:
     first, told = hopeless[0]
-    return [
+    return (
         f"the truth does not explain the right view in {len(hopeless)} of {len(explained)} pairs "
         f"(first {first.row.where}): {told.error:.1f} grey levels, {told.zero_error:.1f} at "
         "disparity 0. Check that the files of a line belong together, and the encoding of the truth"
-    ]
+    )
 
 
 def _row_offset(facts: Sequence[PairFacts]) -> list[str]:
@@ -134,16 +143,22 @@ def _row_offset(facts: Sequence[PairFacts]) -> list[str]:
     shifted = [(fact, offset) for fact, offset in found if abs(offset) > _ROW_OFFSET]
     if not shifted or len(shifted) < _SOME_PAIRS * len(found):
         return []
-    middle = float(np.median([offset for _, offset in shifted]))
-    where = "lower" if middle > 0 else "higher"
+    offsets = [offset for _, offset in shifted]
+    ways = [way for way, sign in (("lower", 1), ("higher", -1)) if sign in np.sign(offsets)]
     return [
-        f"the right view lies {abs(middle):.1f} px {where} than the left one in "
+        f"the right view lies {offset_text(offsets)} {' or '.join(ways)} than the left one in "
         f"{_of([fact for fact, _ in shifted], facts)}. Rectify the pairs"
     ]
 
 
-def _amount(facts: Sequence[PairFacts], limit: float) -> list[str]:
-    """Warnings about too little usable truth and about truth beyond the limit."""
+def offset_text(offsets: Sequence[float]) -> str:
+    """The size of row offsets without their direction; the search ends at 4 px."""
+    middle = float(np.median(np.abs(offsets)))
+    return f"{ROWS} px or more" if middle >= ROWS else f"{middle:.1f} px"
+
+
+def _amount(facts: Sequence[PairFacts], limit: float, few: float) -> list[str]:
+    """Warnings about too little usable truth, a share, and about truth beyond the limit."""
     with_truth = [fact for fact in facts if fact.row.disparity is not None]
     known, above = sum(fact.known for fact in facts), sum(fact.above for fact in facts)
     warnings: list[str] = []
@@ -153,7 +168,7 @@ def _amount(facts: Sequence[PairFacts], limit: float) -> list[str]:
             "check the encoding"
         )
     valid = (known - above) / max(1, sum(fact.pixels for fact in with_truth))
-    if with_truth and valid < _FEW_VALID:
+    if with_truth and valid < few:
         warnings.append(
             f"only {100 * valid:.2g} % of the pixels have usable truth (known, above 0 and below "
             f"{limit:g} px). Check dataset_name (the encoding), masks and max_disparity"
@@ -171,7 +186,7 @@ def _above(facts: Sequence[PairFacts], limit: float) -> str:
     known, above = sum(fact.known for fact in facts), sum(fact.above for fact in facts)
     highest = max(fact.disparity[1] for fact in facts if fact.disparity is not None)
     return (
-        f"{100 * above / known:.2g} % of the truth is at or above max_disparity {limit:g} px and "
+        f"{100 * above / known:.3g} % of the truth is at or above max_disparity {limit:g} px and "
         f"is not used; the largest is {highest:g} px"
     )
 

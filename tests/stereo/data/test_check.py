@@ -21,10 +21,12 @@ from stereo.data.encodings import (
     KITTI_PNG,
     PFM,
     FloatMap,
+    read_image,
     write_pfm,
     write_png,
 )
 from stereo.data.generator import GeneratedPair, generate
+from stereo.data.pair_facts import offset_text
 from stereo.errors import DataError
 from stereo.spec.data import DataSource
 from stereo.spec.experiment import ExperimentSpec
@@ -272,6 +274,59 @@ def test_a_truth_of_another_pair_explains_nothing(
     assert "belong together" in report.warnings[0]
 
 
+def of_another(pair: GeneratedPair, other: GeneratedPair) -> GeneratedPair:
+    return with_fields(pair, disparity=other.disparity)
+
+
+@pytest.mark.parametrize("most", [2, 3])
+def test_pairs_that_nothing_explains_are_told_when_they_are_more(
+    most: int, tmp_path: Path, pairs: list[GeneratedPair]
+) -> None:
+    wrong = [of_another(pairs[index], pairs[index - 1]) for index in range(most)]
+    report = Maker(tmp_path, [exchanged(pairs[0]), *wrong]).check()
+    (warning,) = report.warnings
+    assert f"does not explain the right view in {most} of {most + 1} pairs" in warning
+    assert f"(first {tmp_path}/set.txt:2)" in warning
+
+
+def test_a_finding_is_told_when_it_has_as_many_pairs(
+    tmp_path: Path, pairs: list[GeneratedPair]
+) -> None:
+    half = [exchanged(pairs[0]), exchanged(pairs[1])]
+    wrong = [of_another(pairs[index], pairs[index - 1]) for index in range(2)]
+    (warning,) = Maker(tmp_path, wrong + half).check().warnings
+    assert "2 of 4 pairs" in warning
+    assert "fit better with left and right exchanged" in warning
+
+
+def test_less_than_half_of_the_pairs_unexplained_is_no_warning(
+    tmp_path: Path, pairs: list[GeneratedPair]
+) -> None:
+    wrong = of_another(pairs[0], pairs[1])
+    assert Maker(tmp_path, [wrong, *pairs[1:]]).check().warnings == ()
+    assert len(Maker(tmp_path, [wrong, pairs[1]]).check().warnings) == 1
+
+
+def test_less_than_a_tenth_of_the_pairs_makes_no_finding(
+    tmp_path: Path, pairs: list[GeneratedPair]
+) -> None:
+    many = [exchanged(pairs[0]), *(pairs * 4)[:10]]
+    assert Maker(tmp_path, many).check().warnings == ()
+    (warning,) = Maker(tmp_path, many[:-1]).check().warnings
+    assert "1 of 10 pairs" in warning
+
+
+def test_a_finding_needs_a_tenth_of_the_pairs_of_its_own_kind(
+    tmp_path: Path, pairs: list[GeneratedPair]
+) -> None:
+    upside_down = with_fields(pairs[1], disparity=pairs[1].disparity[::-1])
+    many = [exchanged(pairs[0]), upside_down, *(pairs * 4)[:10]]
+    report = Maker(tmp_path, many).check()
+    kinds = [fact.explanation.finding for fact in report.facts[:2] if fact.explanation]
+    assert [found.kind for found in kinds if found] == ["exchanged", "upside down"]
+    assert report.warnings == ()
+
+
 def test_a_truth_near_0_px_is_no_doubt(tmp_path: Path) -> None:
     far = [generate(4, i, height=HEIGHT, width=WIDTH, max_disparity=0.4) for i in range(3)]
     report = Maker(tmp_path, far).check()
@@ -334,7 +389,75 @@ def test_the_truth_of_the_right_view_is_found(maker: Maker) -> None:
     assert "Name the disparity of the left view" in report.warnings[0]
 
 
-@pytest.mark.parametrize("rows", [-4, -2, 1, 3])
+def darker(pair: GeneratedPair, left: float, right: float) -> GeneratedPair:
+    return with_fields(
+        pair,
+        left=(pair.left * left).astype(np.uint8),
+        right=(pair.right * right).astype(np.uint8),
+    )
+
+
+EXPOSURES = pytest.mark.parametrize(("left", "right"), [(1, 0.4), (0.4, 1)])
+
+
+@EXPOSURES
+def test_a_darker_view_raises_no_warning(left: float, right: float, maker: Maker) -> None:
+    report = maker.check(spoil=lambda pair: darker(pair, left, right))
+    assert report.warnings == ()
+
+
+@EXPOSURES
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (exchanged, "with left and right exchanged:"),
+        (
+            lambda pair: with_fields(exchanged(pair), disparity=pair.right_disparity),
+            "with left and right exchanged and the truth that of the right view:",
+        ),
+        (
+            lambda pair: with_fields(pair, disparity=pair.right_disparity),
+            "when the truth is taken for that of the right view:",
+        ),
+    ],
+)
+def test_a_darker_view_changes_no_finding(
+    wrong: Spoil, words: str, left: float, right: float, maker: Maker
+) -> None:
+    first, second = (
+        maker.check(spoil=lambda pair, shares=shares: darker(wrong(pair), *shares)).warnings[0]
+        for shares in ((1, 1), (left, right))
+    )
+    same = slice(0, first.index(words) + len(words))  # how many pairs, the first of them, how
+    assert second[same] == first[same]
+
+
+@EXPOSURES
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize(
+    ("dataset", "file"),
+    [("Middlebury", "middlebury.txt"), ("Eth3d", "eth3d.txt"), ("Kitti", "kitti.txt")],
+)
+def test_real_pairs_with_a_darker_view(
+    dataset: str, file: str, swap: bool, left: float, right: float, tmp_path: Path, real_data: Path
+) -> None:
+    """Every class has an exchanged pair that was told another remedy, and a right one refused."""
+    first = (real_data / file).read_text().split("\n")[-2].split()
+    views = [read_image(real_data / name) for name in first[:2]]
+    for name, view, share in zip(("left", "right"), views, (left, right), strict=True):
+        write_png(tmp_path / f"{name}.png", (view * share).astype(np.uint8))
+    columns = ["right.png", "left.png"] if swap else ["left.png", "right.png"]
+    annotations = tmp_path / "set.txt"
+    annotations.write_text(" ".join([*columns, *(str(real_data / name) for name in first[2:])]))
+    report = only_source(spec_of(train=[(dataset, annotations)]))
+    if swap:
+        (warning,) = report.warnings
+        assert "fit better with left and right exchanged:" in warning
+    else:
+        assert report.warnings == ()
+
+
+@pytest.mark.parametrize("rows", [-2, 1, 3])
 def test_a_row_offset_is_told_in_px(rows: int, maker: Maker) -> None:
     report = maker.check(
         spoil=lambda pair: with_fields(pair, right=np.roll(pair.right, rows, axis=0))
@@ -343,6 +466,36 @@ def test_a_row_offset_is_told_in_px(rows: int, maker: Maker) -> None:
     px, where = re.findall(r"the right view lies ([0-9.]+) px (lower|higher)", warning)[0]
     assert float(px) == pytest.approx(abs(rows), abs=0.3)
     assert where == ("lower" if rows > 0 else "higher")
+
+
+def rows_down(pair: GeneratedPair, rows: int) -> GeneratedPair:
+    return with_fields(pair, right=np.roll(pair.right, rows, axis=0))
+
+
+def test_row_offsets_of_both_directions_do_not_cancel(
+    tmp_path: Path, pairs: list[GeneratedPair]
+) -> None:
+    mixed = [rows_down(pairs[index % PAIRS], rows) for index, rows in enumerate((2, -2, 2, -2))]
+    spec = spec_of(train=[("GenericDataset", Maker(tmp_path, mixed).annotate())])
+    report = check_data(spec, ["train_dataset"])
+    (warning,) = report.sources[0].warnings
+    assert re.search(r"the right view lies 2\.[01] px lower or higher than the left one", warning)
+    assert re.search(r"  row offset         2\.[01] px\n", report_text(report))
+
+
+@pytest.mark.parametrize(("rows", "way"), [(4, "lower"), (-4, "higher")])
+def test_a_row_offset_at_the_end_of_the_search_may_be_larger(
+    rows: int, way: str, maker: Maker
+) -> None:
+    file = maker.annotate(spoil=lambda pair: rows_down(pair, rows))
+    report = check_data(spec_of(train=[("GenericDataset", file)]), ["train_dataset"])
+    (warning,) = report.sources[0].warnings
+    assert f"the right view lies 4 px or more {way} than the left one" in warning
+    assert "  row offset         4 px or more\n" in report_text(report)
+
+
+def test_no_row_offset_has_no_sign() -> None:
+    assert offset_text([-0.02, -0.01]) == "0.0 px"
 
 
 def test_half_a_row_is_measured_without_a_warning(maker: Maker) -> None:
@@ -402,6 +555,24 @@ def test_hardly_any_truth_is_a_warning(maker: Maker) -> None:
     report = maker.check(spoil=scattered)
     (warning,) = report.warnings
     assert "only 0.75 % of the pixels have usable truth" in warning
+
+
+@pytest.mark.parametrize(("share", "doubtful"), [(0.002, False), (0.0005, True)])
+def test_scattered_truth_may_be_few_points(share: float, doubtful: bool, maker: Maker) -> None:
+    def scattered(pair: GeneratedPair) -> GeneratedPair:
+        known = np.random.default_rng(0).random(pair.disparity.shape) < share
+        return with_fields(pair, disparity=np.where(known, pair.disparity, np.float32(np.inf)))
+
+    report = maker.check("Kitti", write=KITTI_PNG.write, suffix=".png", spoil=scattered)
+    assert any("usable truth" in warning for warning in report.warnings) is doubtful
+
+
+def test_a_truth_wholly_above_the_limit_is_100_percent(tmp_path: Path) -> None:
+    pair = generate(5, 0, height=HEIGHT, width=WIDTH)
+    far = with_fields(pair, disparity=np.full((HEIGHT, WIDTH), 50, np.float32))
+    file = Maker(tmp_path, [far]).annotate()
+    report = only_source(spec_of(48, train=[("GenericDataset", file)]))
+    assert any(warning.startswith("100 % of the truth") for warning in report.warnings)
 
 
 def test_sizes_are_listed_and_pairs_below_the_crop_noted(
