@@ -8,9 +8,11 @@ failed, 2 found before anything ran, 3 ran without a usable result, 4 backend or
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from stereo.viz import Picture
 
 PREVIEW = Path("validate", "data.png")  # below results_dir
+VALIDATED_VERB = "train"  # unless --action names another
 SCHEMAS = Path(__file__).resolve().parents[1] / "schemas"
 VERBS = {
     "convert": "list the samples of a folder of scenes in train.txt and val.txt, or test.txt",
@@ -113,7 +116,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     validate = commands.add_parser("validate", help="check a spec or a weight file and stop")
     _add_spec_arguments(validate, required=False)
     validate.add_argument(
-        "--action", default="train", choices=list(VERBS), help="verb to check for"
+        "--action", choices=list(VERBS), help=f"verb to check for (default: {VALIDATED_VERB})"
     )
     validate.add_argument(
         "--data", action="store_true", help="also read the data and say what looks wrong with it"
@@ -299,15 +302,35 @@ def _validate(arguments: argparse.Namespace) -> int:
     problems = [*_spec_option_problems(arguments), *_data_option_problems(arguments)]
     if problems:
         raise SpecError(problems)
-    spec = None
+    action = arguments.action or VALIDATED_VERB
+    spec = preview = None
     if arguments.spec_file is not None:
-        spec, _ = _load(arguments, arguments.action)
-        print(f"{arguments.spec_file}: valid for {arguments.action}")
+        spec = _validate_spec(arguments, action)
+        print(f"{arguments.spec_file}: valid for {action}")
+        preview = _preview_path(spec, arguments.preview, action)
     if arguments.checkpoint is not None:
         _validate_checkpoint(arguments.checkpoint, spec)
     if arguments.data and spec is not None:
-        _validate_data(spec, arguments)
+        _validate_data(spec, action, arguments.pairs or "", preview)
     return 0
+
+
+def _validate_spec(arguments: argparse.Namespace, action: str) -> ExperimentSpec:
+    """The spec; where the verb was not named and misses its fields, the error says how to name one.
+
+    Raises:
+        SpecError: with every mistake.
+    """
+    try:
+        return _load(arguments, action)[0]
+    except SpecError as error:
+        missing = [each for each in error.problems if each.problem.startswith("required by ")]
+        if arguments.action is not None or not missing:
+            raise
+        problem = f"not given, so checked for {action}"
+        remedy = "For another verb: --action VERB"
+        hint = SpecProblem("command line", "--action", problem, remedy)
+        raise SpecError([*error.problems, hint]) from None
 
 
 def _spec_option_problems(arguments: argparse.Namespace) -> Iterator[SpecProblem]:
@@ -361,39 +384,61 @@ def _data_option_problems(arguments: argparse.Namespace) -> Iterator[SpecProblem
         yield SpecProblem("command line", "--preview", f"got '{preview}'", remedy)
 
 
-def _validate_data(spec: ExperimentSpec, arguments: argparse.Namespace) -> None:
+def _preview_path(spec: ExperimentSpec, given: Path | None, action: str) -> Path | None:
+    """Where the preview goes, if there is to be one; the nearest folder that exists takes files."""
+    from stereo.status import action_directory
+
+    if given is None:
+        return None
+    path = action_directory(spec, action).parent / given if given == PREVIEW else given
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "Is a directory")
+        with tempfile.TemporaryFile(dir=next(each for each in path.parents if each.exists())):
+            return path
+    except OSError as error:
+        raise _no_preview(path, error) from None
+
+
+def _no_preview(path: Path, error: OSError) -> SpecError:
+    problem = f"cannot write '{path}' ({error.strerror})"
+    remedy = "Name a file in a folder that can be written to"
+    return SpecError([SpecProblem("command line", "--preview", problem, remedy)])
+
+
+def _validate_data(spec: ExperimentSpec, action: str, pairs: str, preview: Path | None) -> None:
     """Print what the data looks like; a fault of any source ends with exit code 2."""
     from stereo.data.check import PAIRS, check_data
     from stereo.data.check_report import contact_sheet, fault_text, report_text
     from stereo.progress import bar_when_slow
     from stereo.spec.experiment import ACTIONS
 
-    wanted = arguments.pairs or str(PAIRS)
+    wanted = pairs or str(PAIRS)
     with bar_when_slow() as show:
         report = check_data(
             spec,
-            ACTIONS[arguments.action].splits,
+            ACTIONS[action].splits,
             pairs=None if wanted == "all" else int(wanted),
             progress=show,
         )
     print(report_text(report))
-    if arguments.preview is not None:
-        sheet = contact_sheet(report)
-        path = None if sheet is None else _write_preview(sheet, spec, arguments)
-        print(f"preview: {path or 'none, no pair could be read'}")
+    if preview is not None:
+        _write_preview(contact_sheet(report), preview)
     if report.faults:
         raise DataError(fault_text(report), exit_code=2)
 
 
-def _write_preview(sheet: Picture, spec: ExperimentSpec, arguments: argparse.Namespace) -> Path:
+def _write_preview(sheet: Picture | None, path: Path) -> None:
     from stereo.data.encodings import write_png
-    from stereo.status import action_directory
 
-    path = arguments.preview
-    if path == PREVIEW:
-        path = action_directory(spec, arguments.action).parent / path
-    write_png(path, sheet)
-    return path
+    if sheet is None:
+        print("preview: none, no pair could be read")
+        return
+    try:
+        write_png(path, sheet)
+    except OSError as error:
+        raise _no_preview(path, error) from None
+    print(f"preview: {path}")
 
 
 if __name__ == "__main__":

@@ -191,6 +191,24 @@ def test_validate_checks_for_the_verb(spec_file: Path, capsys: pytest.CaptureFix
     assert "export.checkpoint: required by export" in capsys.readouterr().err
 
 
+def test_validate_says_which_verb_it_takes_by_default(
+    spec_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["validate", "--help"])
+    assert "verb to check for (default: train)" in " ".join(capsys.readouterr().out.split())
+    hint = "--action: not given, so checked for train. For another verb: --action VERB"
+    command = ["validate", "-e", str(spec_file)]
+    missing = "dataset.train_dataset.data_sources=[]"
+    for options, hinted in (
+        ([missing], True),
+        ([missing, "--action", "train"], False),
+        (["model.corr_radius=99"], False),
+    ):
+        assert main([*command, *options]) == 2
+        assert (hint in capsys.readouterr().err) is hinted
+
+
 def test_validate_reads_the_data_and_counts_warnings(
     spec_file: Path, small_data: EmbeddedSet, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -257,6 +275,46 @@ def test_validate_writes_a_preview(
         assert f"preview: {path}" in capsys.readouterr().out
         assert read_image(path).shape[1] == 4 * 324
         assert [file.name for file in path.parent.glob("*.png*")] == [path.name]  # no leftovers
+
+
+@pytest.mark.parametrize(
+    "place", ["any name.yaml/x.png", "folder.png", "any name.yaml/below/x.png"]
+)
+def test_a_preview_that_cannot_be_written_is_told_before_anything_is_measured(
+    place: str, spec_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["validate", "-e", str(spec_file), "--data", f"--preview={tmp_path / place}"]) == 2
+    shown = capsys.readouterr()
+    (line,) = shown.err.splitlines()
+    assert line.startswith(f"command line: --preview: cannot write '{tmp_path / place}' (")
+    assert "pairs" not in shown.out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("path", ["/proc/x.png", "/proc/below/x.png"])
+def test_no_preview_is_written_where_nobody_can(
+    path: str, spec_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["validate", "-e", str(spec_file), "--data", f"--preview={path}"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"command line: --preview: cannot write '{path}' (")
+    assert "pairs" not in shown.out
+
+
+def test_a_preview_that_fails_in_the_end_is_told(
+    spec_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The name is short enough to exist, but not with what a file is called while written."""
+    path = tmp_path / f"{'x' * 250}.png"
+    assert main(["validate", "-e", str(spec_file), "--data", f"--preview={path}"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err == (
+        f"command line: --preview: cannot write '{path}' (File name too long). "
+        "Name a file in a folder that can be written to\n"
+    )
+    assert "no warnings" in shown.out
 
 
 @pytest.mark.parametrize(
