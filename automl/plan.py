@@ -37,6 +37,7 @@ from automl.study_spec import (
     load_study,
     parse_yaml,
     set_path,
+    split_class,
     study_from_dict,
 )
 from automl.study_spec import (
@@ -132,7 +133,7 @@ def prepare(
     folder = trainer.schema_dir / study.model
     metadata = read_json(folder / "model.json")
     fields = read_fields(read_json(folder / "train.schema.json"))
-    _refuse_wrong_keys(study, folder)
+    _refuse_wrong_keys(study, folder, metadata)
     spec = complete_spec(study, trainer, metadata, embedded)
     resolved = ResolvedStudy(
         study=study,
@@ -284,8 +285,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", content)
 
 
-def _refuse_wrong_keys(study: StudySpec, folder: Path) -> None:
-    """Raise for all unknown keys and impossible values that a study's spec writes."""
+def _refuse_wrong_keys(study: StudySpec, folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Raise for all unknown keys, impossible values and dataset classes that a study names."""
     whole = folder / "experiment.schema.json"
     schema = read_json(whole if whole.is_file() else folder / "train.schema.json")
     known = [field.path for field in read_fields({**schema, "automl_default_parameters": []})]
@@ -303,8 +304,43 @@ def _refuse_wrong_keys(study: StudySpec, folder: Path) -> None:
         elif field == path and value is not None:  # the trainer knows which keys may be null
             faults = _value_faults(value, _schema_of(schema, path))
             problems += [Problem(source, f"{path}{place}", fault) for place, fault in faults]
+    problems += _class_problems(study, schema, metadata)
     if problems:
         raise StudySpecError(problems)
+
+
+def _class_problems(
+    study: StudySpec, schema: dict[str, Any], metadata: Mapping[str, Any]
+) -> Iterator[Problem]:
+    """The dataset classes that the schema does not list, in any case; `${...}` is the trainer's."""
+    for split in SPLITS:
+        key: str = metadata["data_keys"][split]
+        field = f"properties.{key.replace('.', '.properties.')}"
+        known = get_path(schema, f"{field}.items.properties.dataset_name.enum", [])
+        usual = {name.lower(): name for name in known}
+        for place, name in _classes(study, split, key):
+            if known and name.lower() not in usual and "${" not in name:
+                near = difflib.get_close_matches(name.lower(), usual, n=1)
+                remedy = f"Did you mean {usual[near[0]]}?" if near else ""
+                problem = f"got class {name}, allowed {', '.join(known)}"
+                yield Problem(f"study {study.name}", place, problem, remedy)
+
+
+def _classes(study: StudySpec, split: str, key: str) -> Iterator[tuple[str, str]]:
+    """Where the data of a split names a class, and the class."""
+    files: str | tuple[str, ...] = getattr(study.data, split)
+    if files != EMBEDDED:
+        for given in (files,) if isinstance(files, str) else files:
+            name, file = split_class(given)
+            if name:
+                yield f"data.{split}, {file}", name
+        return
+    written: Any = get_path(study.spec, key)
+    for index, source in enumerate(cast("list[Any]", written) if isinstance(written, list) else []):
+        entry = cast("dict[str, Any]", source) if isinstance(source, dict) else {}
+        name = entry.get("dataset_name")
+        if isinstance(name, str) and name != OPEN:
+            yield f"{key}.{index}.dataset_name", name
 
 
 def _schema_of(schema: dict[str, Any], path: str) -> dict[str, Any]:

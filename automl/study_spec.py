@@ -200,8 +200,19 @@ def data_choice(data: DataOption, val: DataOption) -> dict[str, Any]:
 
 def data_stem(data: DataOption) -> str:
     """Return the part of a default name that tells the data: the stems of the files, "" if none."""
-    stems = [Path(_split_class(entry)[1].partition("?")[0]).stem for entry in _each(data)]
+    stems = [Path(split_class(entry)[1].partition("?")[0]).stem for entry in _each(data)]
     return "-".join(dict.fromkeys(stems))
+
+
+def split_class(entry: str) -> tuple[str, str]:
+    """Split `[CLASS:]FILE`, no class being "".
+
+    Neither a Windows drive nor the scheme of an address is a class.
+    """
+    head, colon, tail = entry.partition(":")
+    if colon and len(head) > 1 and head.isidentifier() and not _ADDRESS.match(entry):
+        return head, tail
+    return "", entry
 
 
 def study_from_dict(tree: Mapping[str, Any], source: str) -> StudySpec:
@@ -387,17 +398,9 @@ def _each(option: DataOption) -> Sequence[str]:
 
 
 def _data_source(entry: str, default_class: str) -> dict[str, str]:
-    dataset, file = _split_class(entry)
+    dataset, file = split_class(entry)
     place = file if _ADDRESS.match(file) else str(Path(file).expanduser().resolve())
     return {"dataset_name": dataset or default_class, "data_file": place}
-
-
-def _split_class(entry: str) -> tuple[str, str]:
-    """Split `[CLASS:]FILE`; neither a Windows drive nor the scheme of an address is a class."""
-    head, colon, tail = entry.partition(":")
-    if colon and len(head) > 1 and head.isidentifier() and not _ADDRESS.match(entry):
-        return head, tail
-    return "", entry
 
 
 def _check_rules(study: StudySpec, source: str, problems: list[Problem]) -> None:

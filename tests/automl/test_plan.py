@@ -132,6 +132,7 @@ def test_an_unknown_key_names_its_neighbour(study_file: Path) -> None:
         ("train.num_epochs=abc", "train.num_epochs: got 'abc', allowed integer 1 or more"),
         ("train.num_epochs=null", "train.num_epochs: got None, allowed 1 or more"),
         ("train.num_epochs=0", "train.num_epochs: got 0, allowed integer 1 or more"),
+        ("dataset.train_files=5", "dataset.train_files: got 5, allowed array or null"),
         ("train.optim=5", "train.optim: got 5, expected the keys of this section"),
     ],
 )
@@ -149,6 +150,45 @@ def test_all_wrong_keys_and_values_are_refused_together(study_file: Path) -> Non
     assert [problem.key for problem in error.value.problems] == [
         override.partition("=")[0] for override in overrides
     ]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("Depth:pairs.txt", "data.train, pairs.txt: got class Depth, allowed Numbers, Letters"),
+        (["Numbers:a.txt", "Number:b.txt"], "data.train, b.txt: .* Did you mean Numbers"),
+    ],
+)
+def test_a_class_that_the_schema_does_not_list_is_refused(
+    study_file: Path, data: str | list[str], message: str
+) -> None:
+    with pytest.raises(StudySpecError, match=message):
+        prepare(study_file, data=data, trainable=NAME)
+    prepare(study_file, val=data, trainable=NAME)  # for these the schema lists no classes
+
+
+@pytest.mark.parametrize("data", ["numbers:a.txt", "a.txt", "C:/a.txt", "s3://bucket/a.txt"])
+def test_case_and_files_without_a_class_are_left_to_the_trainer(
+    study_file: Path, data: str
+) -> None:
+    prepare(study_file, data=data, trainable=NAME)
+
+
+def test_classes_written_in_the_spec_are_checked_where_they_count(study_file: Path) -> None:
+    wrong = '[{"dataset_name": "Depth", "data_file": "/my/own.txt"}]'
+    override = f"dataset.train_files={wrong}"
+    with pytest.raises(StudySpecError, match=r"dataset\.train_files\.0\.dataset_name: got class"):
+        prepare(study_file, [override], trainable=NAME)
+    prepare(study_file, [override], data="Numbers:a.txt", trainable=NAME)
+    for open_or_other in ("???", "${results_dir}"):
+        prepare(study_file, [override.replace("Depth", open_or_other)], trainable=NAME)
+
+
+@pytest.mark.parametrize(("option", "split"), [("data", "train"), ("val", "val")])
+def test_classes_of_monocular_depth_are_no_data_of_a_stereo_study(option: str, split: str) -> None:
+    message = rf"data\.{split}, rooms.txt: got class NYUDV2, allowed Crestereo, .*Middlebury"
+    with pytest.raises(StudySpecError, match=message):
+        prepare("ffs", **{option: "NYUDV2:rooms.txt"})  # pyright: ignore
 
 
 def test_rungs_beyond_the_full_run_are_refused(study_file: Path) -> None:
