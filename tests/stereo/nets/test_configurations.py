@@ -23,7 +23,7 @@ from stereo.spec.networks import (
     StereoBackboneSpec,
 )
 
-FAST, FULL, QUICK = 26, 14, 4  # configurations of each network; of them in the default suite
+FAST, FULL, QUICK = 26, 14, 2  # configurations of each network; of them in the default suite
 
 DATA = {"train_dataset": {"data_sources": [{"dataset_name": "Kitti", "data_file": "pairs.txt"}]}}
 FAST_CHOICES: dict[str, Sequence[Any]] = {

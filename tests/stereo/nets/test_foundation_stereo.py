@@ -38,7 +38,9 @@ def open_stereo_kit(name: str) -> StereoKit:
     return kit
 
 
-@pytest.mark.parametrize("name", KITS)
+@pytest.mark.parametrize(
+    "name", [KITS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in KITS[1:])]
+)
 def test_every_stage_equals_the_reference(name: str) -> None:
     kit = open_stereo_kit(name)
 
@@ -88,10 +90,15 @@ def small_spec(**fields: object) -> FoundationStereoSpec:
     "fields",
     [
         {"n_gru_layers": 1, "corr_levels": 1, "corr_radius": 2},
-        {"n_gru_layers": 2, "cv_group": 16, "encoder": "vitb"},
         {"variant": "public", "n_gru_layers": 2, "cv_group": 4, "volume_dim": 20},
-        {"variant": "public", "attention_layout": "mha", "corr_radius": 8},
-        {"variant": "auto"},
+        *(
+            pytest.param(fields, marks=pytest.mark.slow)
+            for fields in (
+                {"n_gru_layers": 2, "cv_group": 16, "encoder": "vitb"},
+                {"variant": "public", "attention_layout": "mha", "corr_radius": 8},
+                {"variant": "auto"},
+            )
+        ),
     ],
 )
 def test_every_structure_of_the_spec_builds_a_running_network(fields: dict[str, object]) -> None:
@@ -115,7 +122,9 @@ def test_groups_and_volume_width_shape_the_network() -> None:
     assert state["update_block.encoder.convc1.weight"].shape[1] == 2 * 9 * 41
 
 
-@pytest.mark.parametrize("levels", [1, 2, 3])
+@pytest.mark.parametrize(
+    "levels", [*(pytest.param(levels, marks=pytest.mark.slow) for levels in (1, 2)), 3]
+)
 def test_only_stored_modules_get_no_gradient(levels: int) -> None:
     torch.manual_seed(0)
     network = FoundationStereo(small_spec(n_gru_layers=levels)).train()
