@@ -16,9 +16,17 @@ so a process that is killed leaves at most a file in `writing` that nobody locks
 removes those and measures the total anew. What is not a whole file of this format under the right
 key, or has a wrong checksum, counts as missing and is replaced.
 
-The byte budget holds at every moment. When it is used up, samples that nobody has used for a day
-make room; what is in use stays, because a pass in random order finds as much in a store that keeps
-its content as in one that evicts.
+The version of a local file is its time. Whoever changes its content and gives it back its size and
+its time (`cp -p`, `touch -r`, an archive with fixed times) still gets the old sample. Then delete
+the directory: that clears the cache, at any time and also during a run.
+
+The byte budget holds at every moment. When it is used up, samples make room that nobody has used
+for an hour. None of those goes that was used since this process, or the one that started it, opened
+the cache: what an earlier study left makes room, what the running one reads stays even where its
+epoch takes hours, because a pass in random order finds more in a store that keeps its content than
+in one that evicts. The hour protects other runs that share the directory.
+
+A directory that can be read but not written, for example another user's, is read.
 """
 
 from __future__ import annotations
@@ -30,6 +38,7 @@ import logging
 import math
 import mmap
 import os
+import re
 import shutil
 import struct
 import time
@@ -65,8 +74,9 @@ Facts: TypeAlias = Mapping[str, bool]
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-UNUSED_AFTER = 24 * 3600.0  # s
-TOUCH_INTERVAL = 3600.0  # s; a file in use gets a new time at most this often
+# An hour together: the time of a file in use is renewed at most once per interval.
+UNUSED_AFTER = 2700.0  # s
+TOUCH_INTERVAL = 900.0  # s
 RESERVE = 2**30  # bytes of the disk that stay free, but at most a tenth of it
 
 _CLASSES: dict[Family, type[StereoSample | MonoSample]] = {
@@ -77,6 +87,9 @@ _FIELDS = {family: [field.name for field in fields(_CLASSES[family])] for family
 _MAGIC = b"DTSAMPLE"
 _PREFIX = struct.Struct("<8sIIQI")  # magic, version, header bytes, file bytes, CRC-32 of the rest
 _ALIGNMENT = 64
+_TOTAL = re.compile(rb"[0-9]{20}\n")
+
+_reported_full: set[Path] = set()  # directories of which this process has said so
 
 
 def open_cache(spec: DatasetSpec, *, quiet: bool = False) -> SampleCache | None:
@@ -108,8 +121,8 @@ def require(spec: DatasetSpec, directory: Path | str, problem: str) -> None:
     """Raise a `DataError` with exit code 2 if there is a problem and `cache` is `on`."""
     if problem and spec.cache == "on":
         raise DataError(
-            f"dataset.cache: on, but {directory} takes no samples: {problem}. Make room, name "
-            "another folder in dataset.cache_dir, or use auto",
+            f"dataset.cache: on, but {directory} takes no samples: {problem}. Make room, raise "
+            "dataset.cache_size, name another folder in dataset.cache_dir, or use auto",
             exit_code=2,
         )
 
@@ -193,22 +206,28 @@ class SampleCache:
 
     Attributes:
         stopped: why nothing more is written, "" while all is well; reading goes on.
+        full: why a sample was not stored although others may be, "" while all were.
 
     Raises:
-        OSError: the directory cannot be used.
+        OSError: the directory is not there and cannot be made.
     """
 
     def __init__(self, directory: Path, budget: int) -> None:
         self.directory = directory
         self.budget = budget
         self.stopped = ""
+        self.full = ""
+        self._opened = time.time()
         self._writing = directory / "writing"
         self._verified: set[str] = set()
         self._next_search = 0.0  # for unused files, by the clock of `time.monotonic`
-        self._writing.mkdir(parents=True, exist_ok=True)
-        with self._locked() as total:
-            total.set(self._measure())
-        self.stopped = self._lack_of_room(0)
+        try:
+            self._prepare()
+            self.stopped = self._lack_of_room(0)
+        except OSError as error:
+            if not directory.is_dir():
+                raise
+            self.stopped = _said(error)
 
     @property
     def total(self) -> int:
@@ -235,13 +254,23 @@ class SampleCache:
         """Store a sample if there is room; a failing disk stops the writing, not the caller."""
         if self.stopped:
             return
-        parts = _parts(key, arrays, facts)
+        path, parts = self._path(key), _parts(key, arrays, facts)
         try:
-            self._write(self._path(key), parts)
+            try:
+                self._write(path, parts)
+            except FileNotFoundError:  # somebody deleted the directory
+                self._prepare()
+                self._write(path, parts)
         except OSError as error:
-            self._stop(error.strerror or str(error))
+            self._stop(_said(error))
             with suppress(OSError), self._locked() as total:
                 total.set(self._measure())
+
+    def _prepare(self) -> None:
+        """Make the folders and measure what they hold."""
+        self._writing.mkdir(parents=True, exist_ok=True)
+        with self._locked() as total:
+            total.set(self._measure())
 
     def _path(self, key: str) -> Path:
         return self.directory / key[:2] / key
@@ -306,7 +335,21 @@ class SampleCache:
         fits = total.value + size <= self.budget
         if not fits:
             self._next_search = now + TOUCH_INTERVAL
+            self._report_full(total.value)
         return fits
+
+    def _report_full(self, used: int) -> None:
+        """Note that a sample found no room; a process says so once."""
+        budget = self.budget / 2**30
+        self.full = f"{used / 2**30:.4g} of the {budget:.4g} GiB of dataset.cache_size are used"
+        if self.directory not in _reported_full:
+            _reported_full.add(self.directory)
+            log.warning(
+                "decoded cache %s is full: %s; what does not fit is decoded again in every pass. "
+                "Raise dataset.cache_size",
+                self.directory,
+                self.full,
+            )
 
     def _lack_of_room(self, size: int) -> str:
         """Why the disk has no room for a file of the size; "" when it has."""
@@ -318,8 +361,8 @@ class SampleCache:
         return f"{free:.1f} MiB of the disk are free, needed {needed:.1f}, of which {kept:.1f} stay"
 
     def _remove_unused(self, total: _Total, target: int) -> None:
-        """Remove files that nobody has used for a day, the oldest first, down to the target."""
-        limit = time.time() - UNUSED_AFTER - TOUCH_INTERVAL
+        """Remove files that are not in use, the oldest first, down to the target."""
+        limit = min(time.time() - UNUSED_AFTER, self._opened) - TOUCH_INTERVAL
         files = [(status.st_mtime, status.st_size, path) for path, status in self._samples()]
         for used, size, path in sorted(files):
             if used >= limit or total.value <= target:
@@ -350,7 +393,7 @@ class SampleCache:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             total = _Total(descriptor)
-            if not os.fstat(descriptor).st_size:  # new, or somebody cleared the folder meanwhile
+            if not total.is_known:  # new or damaged, or somebody cleared the folder meanwhile
                 total.set(self._measure())
             yield total
         finally:
@@ -365,11 +408,15 @@ class _Total:
         self._descriptor = descriptor
 
     @property
+    def is_known(self) -> bool:
+        return _TOTAL.fullmatch(os.pread(self._descriptor, 32, 0)) is not None
+
+    @property
     def value(self) -> int:
         return int(os.pread(self._descriptor, 32, 0))
 
     def set(self, value: int) -> None:
-        os.pwrite(self._descriptor, b"%020d\n" % value, 0)
+        os.ftruncate(self._descriptor, os.pwrite(self._descriptor, b"%020d\n" % value, 0))
 
 
 def _parts(key: str, arrays: Arrays, facts: Facts) -> list[memoryview]:
@@ -395,6 +442,10 @@ def _parts(key: str, arrays: Arrays, facts: Facts) -> list[memoryview]:
 
 def _bytes(array: npt.NDArray[Any]) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _said(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 def _is_abandoned(path: Path) -> bool:

@@ -30,7 +30,8 @@ Source: design page data.md, sections 4 and 5.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias, overload
@@ -54,12 +55,15 @@ from stereo.data.encodings import (
     PngContentError,
     PngEncoding,
     read_image,
+    read_image_size,
     read_mask,
+    read_mask_size,
 )
 from stereo.errors import DataError
 
 if TYPE_CHECKING:
     from stereo.data.annotations import Row
+    from stereo.data.image_head import Size
     from stereo.data.remote import Location
 
 Family: TypeAlias = Literal["stereo", "mono"]
@@ -171,6 +175,15 @@ class StereoFormat:
             is_sparse=self.is_sparse,
         )
 
+    def heads(self, row: Row) -> Size:
+        """Height and width in px of the files of a row, of which only the heads are read.
+
+        Raises:
+            DataError: heads, lengths or sizes are wrong; names annotation, line and path.
+        """
+        assert row.right is not None
+        return _heads(self, row, row.right)
+
 
 @dataclass(frozen=True)
 class MonoFormat:
@@ -211,6 +224,14 @@ class MonoFormat:
             name=sample_name(row),
             row=row,
         )
+
+    def heads(self, row: Row) -> Size:
+        """Height and width in px of the files of a row, of which only the heads are read.
+
+        Raises:
+            DataError: heads, lengths or sizes are wrong; names annotation, line and path.
+        """
+        return _heads(self, row, None)
 
     def _target(self, values: FloatMap) -> FloatMap:
         """The target (H, W) of the decoded values, +inf outside the fixed limits of the class."""
@@ -308,16 +329,40 @@ def _read_truth(form: Format, row: Row, size: tuple[int, int]) -> FloatMap:
     """The ground truth (H, W) as the file has it, +inf where unknown or masked out."""
     if row.disparity is None:
         return np.full(size, np.inf, np.float32)
-    try:
+    with _readers_named(form.family):
         truth = form.truth[row.disparity.suffix.lower()].read(row.disparity)
-    except PngContentError as error:
-        raise DataError(f"{error}. {_readers_of(error.found, form.family)}") from error
     _require_size(row.disparity, truth.shape, row, size)
     if row.occlusion is None:
         return truth
     visible = read_mask(row.occlusion)
     _require_size(row.occlusion, visible.shape, row, size)
     return np.where(visible, truth, np.float32(np.inf))
+
+
+def _heads(form: Format, row: Row, right: Location | None) -> Size:
+    """Height and width (H, W) px that the files of a row have in common, by their heads."""
+    try:
+        size = read_image_size(row.left)
+        if right is not None:
+            _require_size(right, read_image_size(right), row, size)
+        if row.disparity is not None:
+            with _readers_named(form.family):
+                found = form.truth[row.disparity.suffix.lower()].read_size(row.disparity)
+            _require_size(row.disparity, found, row, size)
+            if row.occlusion is not None:
+                _require_size(row.occlusion, read_mask_size(row.occlusion), row, size)
+    except DataError as error:
+        raise DataError(f"{row.where}: {error}") from error
+    return size
+
+
+@contextmanager
+def _readers_named(family: Family) -> Generator[None]:
+    """Name the classes that read a PNG with other samples than those of the class."""
+    try:
+        yield
+    except PngContentError as error:
+        raise DataError(f"{error}. {_readers_of(error.found, family)}") from error
 
 
 def _readers_of(content: str, family: Family) -> str:

@@ -3,7 +3,8 @@
 Owns every file format and its scale. A map comes back as float32 (H, W), +inf where the file knows
 nothing (0, negative, NaN or inf in the file), in the unit that the encoding has: px of disparity,
 m of depth, or a disparity of unknown scale. A file that cannot be read completely, or that holds
-something else than the encoding, is a `DataError` that names it.
+something else than the encoding, is a `DataError` that names it; so is what the head of a file and
+its length tell of that, where only the size is read.
 
 | encoding | samples of the file | value |
 |---|---|---|
@@ -29,13 +30,14 @@ import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from stereo.data.image_head import declared_size
+from stereo.data.image_head import Size, declared_size
+from stereo.data.remote import stamp
 from stereo.errors import DataError
 from stereo.files import write_bytes
 
@@ -96,6 +98,10 @@ class MapEncoding(Protocol):
         """Float32 (H, W), +inf where unknown."""
         ...
 
+    def read_size(self, path: Location) -> Size:
+        """Height and width in px from the head, refusing what head and length show to be wrong."""
+        ...
+
     def write(self, path: Path, values: FloatMap) -> None:
         """Write a map (H, W); what is not finite becomes unknown."""
         ...
@@ -112,6 +118,11 @@ class PfmEncoding:
         """Float32 (H, W), +inf where unknown."""
         values = read_pfm(path)
         return _unknown_to_inf(values[::-1] if self.top_down else values)
+
+    def read_size(self, path: Location) -> Size:
+        """Height and width in px of a file that is neither cut off nor too long."""
+        _, size, _ = _pfm_head(path, *_head(path))
+        return size
 
     def write(self, path: Path, values: FloatMap) -> None:
         """Write a map (H, W), unknown as +inf."""
@@ -157,18 +168,32 @@ class PngEncoding:
             DataError: not a PNG, damaged, or too large.
         """
         data = _bytes(path)
-        found = _png_content(path, data)
-        if found not in self.contents:
-            expected = " or ".join(self.contents)
-            raise PngContentError(
-                f"{path}: PNG with {found}, expected {expected} ({self.label})", found
-            )
+        self._require_content(path, data)
         code = _decode(path, data, _AS_STORED).astype(np.float32)
         if code.ndim == 3:  # OpenCV: BGR, and alpha where the PNG declares a transparent colour
             weights = np.zeros((1, code.shape[2]), np.float32)
             weights[0, : len(self.weights)] = self.weights[::-1]
             code = cv2.transform(code, weights)  # exact: every code is below 2^24
         return _unknown_to_inf(code / np.float32(self.steps))
+
+    def read_size(self, path: Location) -> Size:
+        """Height and width in px of a PNG with the samples of the encoding.
+
+        Raises:
+            PngContentError: other channels or sample type.
+            DataError: not a PNG, or too large.
+        """
+        data, _ = _head(path)
+        self._require_content(path, data)
+        return _size(path, data)
+
+    def _require_content(self, path: Location, data: bytes) -> None:
+        found = _png_content(path, data)
+        if found not in self.contents:
+            expected = " or ".join(self.contents)
+            raise PngContentError(
+                f"{path}: PNG with {found}, expected {expected} ({self.label})", found
+            )
 
     def write(self, path: Path, values: FloatMap) -> None:
         """Write a map (H, W), rounded to steps; unknown and less than half a step become 0.
@@ -204,6 +229,10 @@ class ReciprocalNpyEncoding:
             values = (1 / (self.scale * stored)).astype(np.float32)
         return _unknown_to_inf(values)
 
+    def read_size(self, path: Location) -> Size:
+        """Height and width in px of a file that is neither cut off nor too long."""
+        return _npy_head(path, *_head(path)).size
+
     def write(self, path: Path, values: FloatMap) -> None:
         """Write a map (H, W) as float64 array, unknown as 0."""
         stored = 1 / (self.scale * _unknown_to_inf(values).astype(np.float64))
@@ -228,7 +257,7 @@ def read_image(path: Location) -> Image:
     return _decode(path, _bytes(path), _AS_RGB).astype(np.uint8, copy=False)
 
 
-def read_image_size(path: Location) -> tuple[int, int]:
+def read_image_size(path: Location) -> Size:
     """Height and width in px from the head of an image file, which is not decoded."""
     try:
         with path.open("rb") as file:
@@ -243,35 +272,26 @@ def read_image_size(path: Location) -> tuple[int, int]:
 def read_mask(path: Location) -> BoolMap:
     """True where the mask file says visible in both views (first channel 255), (H, W)."""
     mask = _decode(path, _bytes(path), _AS_STORED)
-    if mask.dtype != np.uint8:
-        raise DataError(f"{path}: mask has {mask.dtype} samples, a mask is 8-bit (255 = visible)")
+    _require_mask_type(path, str(mask.dtype))
     channel = mask if mask.ndim == 2 else mask[..., min(2, mask.shape[2] - 1)]  # OpenCV: BGR
     return channel == VISIBLE
+
+
+def read_mask_size(path: Location) -> Size:
+    """Height and width in px from the head of a mask file, refusing a PNG of 16 bit."""
+    data, _ = _head(path)
+    if not data.startswith(_PNG_SIGNATURE):
+        return read_image_size(path)
+    if data[24:25] == b"\x10":
+        _require_mask_type(path, "uint16")
+    return _size(path, data)
 
 
 def read_pfm(path: Location) -> FloatMap:
     """The values of a one-channel PFM file, float32 (H, W), last row first, not interpreted."""
     data = _bytes(path)
-    header = _PFM_HEADER.match(data)
-    if header is None:
-        raise DataError(f"{path}: not a PFM file (no header 'Pf', width, height, scale)")
-    kind, width, height = header[1], int(header[2]), int(header[3])
-    if kind == b"PF":
-        raise DataError(f"{path}: PFM with three channels, ground truth has one ('Pf')")
-    needed, found = 4 * width * height, len(data) - header.end()
-    if needed == 0 or found != needed:
-        raise DataError(
-            f"{path}: PFM of {width}x{height} needs {needed} bytes of values, has {found}"
-        )
-    try:
-        scale = float(header[4])
-    except ValueError:
-        scale = 0.0
-    if scale == 0:
-        raise DataError(f"{path}: PFM scale {header[4].decode()} is not a number other than 0")
-    order = "<f4" if scale < 0 else ">f4"
-    values = np.frombuffer(data, order, offset=header.end()).reshape(height, width)
-    return values[::-1].astype(np.float32)
+    start, size, order = _pfm_head(path, data, len(data))
+    return np.frombuffer(data, order, offset=start).reshape(size)[::-1].astype(np.float32)
 
 
 def write_pfm(path: Path, values: FloatMap) -> None:
@@ -282,29 +302,10 @@ def write_pfm(path: Path, values: FloatMap) -> None:
 
 
 def read_npy(path: Location) -> npt.NDArray[np.floating[Any]]:
-    """The array of an NPY file, floating point (H, W), not interpreted.
-
-    The head is read here because NumPy's reader runs an expression parser over it, warns, and
-    allocates what the head claims before it looks at the data. Nothing is ever unpickled.
-    """
+    """The array of an NPY file, floating point (H, W), not interpreted."""
     data = _bytes(path)
-    start = 10 if data[6:7] == b"\1" else 12  # version 1 has a short length, 2 and 3 a long one
-    end = start + int.from_bytes(data[8:start], "little")
-    if not data.startswith(_NPY_MAGIC) or len(data) < end:
-        raise DataError(f"{path}: not an NPY file, or cut off within its head")
-    head = data[start:end]
-    kind, order, shape = (p.search(head) for p in (_NPY_TYPE, _NPY_ORDER, _NPY_SHAPE))
-    if kind is None or order is None or shape is None:
-        shown = head.decode("latin-1").strip()[:200]
-        raise DataError(f"{path}: NPY must hold one float array (H, W), its head says {shown!r}")
-    dtype, height, width = np.dtype(kind[1].decode()), int(shape[1]), int(shape[2])
-    needed, found = dtype.itemsize * height * width, len(data) - end
-    if needed == 0 or found != needed:
-        raise DataError(
-            f"{path}: NPY of {width}x{height} needs {needed} bytes of values, has {found}"
-        )
-    values = np.frombuffer(data, dtype, offset=end)
-    return values.reshape((height, width), order="F" if order[1] == b"True" else "C")
+    head = _npy_head(path, data, len(data))
+    return np.frombuffer(data, head.dtype, offset=head.end).reshape(head.size, order=head.order)
 
 
 def write_png(path: Path, image: Image | npt.NDArray[np.uint16]) -> None:
@@ -318,6 +319,72 @@ def write_depth_png(path: Path, depth: FloatMap) -> None:
     """Write depth in m (H, W) as 16-bit mm; 0 where it is not known or beyond 65.535 m."""
     kept = (depth > 0) & (depth <= NYU_PNG.largest)
     NYU_PNG.write(path, np.where(kept, depth, np.float32(np.inf)))
+
+
+class _NpyHead(NamedTuple):
+    """Where the values of an NPY file start and how they lie."""
+
+    end: int
+    size: Size
+    dtype: np.dtype[np.floating[Any]]
+    order: Literal["C", "F"]
+
+
+def _pfm_head(path: Location, data: bytes, length: int) -> tuple[int, Size, str]:
+    """Where the values start, height and width, and the type of a value.
+
+    Args:
+        path: for messages.
+        data: the file, or its start.
+        length: bytes of the file.
+    """
+    header = _PFM_HEADER.match(data)
+    if header is None:
+        raise DataError(f"{path}: not a PFM file (no header 'Pf', width, height, scale)")
+    kind, width, height = header[1], int(header[2]), int(header[3])
+    if kind == b"PF":
+        raise DataError(f"{path}: PFM with three channels, ground truth has one ('Pf')")
+    needed, found = 4 * width * height, length - header.end()
+    if needed == 0 or found != needed:
+        raise DataError(
+            f"{path}: PFM of {width}x{height} needs {needed} bytes of values, has {found}"
+        )
+    try:
+        scale = float(header[4])
+    except ValueError:
+        scale = 0.0
+    if scale == 0:
+        raise DataError(f"{path}: PFM scale {header[4].decode()} is not a number other than 0")
+    return header.end(), (height, width), "<f4" if scale < 0 else ">f4"
+
+
+def _npy_head(path: Location, data: bytes, length: int) -> _NpyHead:
+    """The head of an NPY file with one float array (H, W); arguments as for `_pfm_head`.
+
+    It is read here because NumPy's reader runs an expression parser over it, warns, and allocates
+    what the head claims before it looks at the data. Nothing is ever unpickled.
+    """
+    start = 10 if data[6:7] == b"\1" else 12  # version 1 has a short length, 2 and 3 a long one
+    end = start + int.from_bytes(data[8:start], "little")
+    if not data.startswith(_NPY_MAGIC) or len(data) < end:
+        raise DataError(f"{path}: not an NPY file, or cut off within its head")
+    head = data[start:end]
+    kind, order, shape = (p.search(head) for p in (_NPY_TYPE, _NPY_ORDER, _NPY_SHAPE))
+    if kind is None or order is None or shape is None:
+        shown = head.decode("latin-1").strip()[:200]
+        raise DataError(f"{path}: NPY must hold one float array (H, W), its head says {shown!r}")
+    dtype, height, width = np.dtype(kind[1].decode()), int(shape[1]), int(shape[2])
+    needed, found = dtype.itemsize * height * width, length - end
+    if needed == 0 or found != needed:
+        raise DataError(
+            f"{path}: NPY of {width}x{height} needs {needed} bytes of values, has {found}"
+        )
+    return _NpyHead(end, (height, width), dtype, "F" if order[1] == b"True" else "C")
+
+
+def _require_mask_type(path: Location, found: str) -> None:
+    if found != "uint8":
+        raise DataError(f"{path}: mask has {found} samples, a mask is 8-bit (255 = visible)")
 
 
 def _unknown_to_inf(values: FloatMap) -> FloatMap:
@@ -355,7 +422,7 @@ def _decode(path: Location, data: bytes, flags: int) -> npt.NDArray[Any]:
     return image
 
 
-def _size(path: Location, data: bytes) -> tuple[int, int]:
+def _size(path: Location, data: bytes) -> Size:
     """Height and width in px, of a format and size that are read."""
     size = declared_size(data)
     if size is None:
@@ -392,6 +459,17 @@ def _check_png_chunks(path: Location, data: bytes) -> None:
             return
         position = body_end + 4
     raise DataError(f"{path}: PNG ends before its end chunk; the file is cut off")
+
+
+def _head(path: Location) -> tuple[bytes, int]:
+    """The start of a file, or all of it where no size is known, and its length in bytes."""
+    try:
+        length, _ = stamp(path)
+        with path.open("rb") as file:
+            data = file.read(_HEAD_BYTES if length >= 0 else -1)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return data, length if length >= 0 else len(data)
 
 
 def _bytes(path: Location) -> bytes:

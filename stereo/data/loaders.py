@@ -152,10 +152,12 @@ def preflight(
     splits: Sequence[str],
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, SplitFacts]:
-    """Read every file of the splits completely, which fills the decoded cache.
+    """Check the files of the splits before they are used; what is decoded fills the cache.
 
-    Of a split with more than 2000 pairs a seeded sample of that size is read so; of the others only
-    the heads of the images, or nothing where that takes a request each.
+    Every file of a split with at most 2000 pairs is read completely. Of a larger split that is done
+    for a seeded sample of 2000 pairs; of the others, head and length of each file are read, which
+    finds a wrong size or encoding and a cut PFM, but neither damage within a file nor the end of a
+    cut image. Of these others, pairs with a remote file are not looked at.
 
     Args:
         spec: the experiment.
@@ -184,7 +186,7 @@ def preflight(
                     survey.add(sample)
                     reads.add([from_cache])
                 else:
-                    survey.add_undecoded(_size_in_heads(entry.row))
+                    survey.add_undecoded(_size_in_heads(entry))
             except DataError as error:
                 faults.append(str(error))
             done += 1
@@ -196,7 +198,7 @@ def preflight(
     reads.log("pairs of the check")
     raise_faults(faults)
     if cache is not None:
-        require(spec.dataset, cache.directory, cache.stopped)
+        require(spec.dataset, cache.directory, cache.stopped or cache.full)
     return facts
 
 
@@ -440,7 +442,7 @@ def _decoded_beforehand(name: str, count: int) -> Container[int]:
         return range(count)
     log.info(
         "data: of the %d pairs of %s a sample of %d is decoded beforehand, of the others only the"
-        " heads of local images are read",
+        " heads of local files are read",
         count,
         name,
         _DECODED_BEFOREHAND,
@@ -448,21 +450,13 @@ def _decoded_beforehand(name: str, count: int) -> Container[int]:
     return set(np.random.default_rng(count).permutation(count)[:_DECODED_BEFOREHAND].tolist())
 
 
-def _size_in_heads(row: Row) -> tuple[int, int] | None:
-    """Height and width, the same for both images; None for remote ones."""
-    if isinstance(row.left, RemoteFile) or isinstance(row.right, RemoteFile):
+def _size_in_heads(entry: Entry) -> tuple[int, int] | None:
+    """Height and width of the files of a sample by their heads; None where one is remote."""
+    row = entry.row
+    files = (row.left, row.right, row.disparity, row.occlusion)
+    if any(isinstance(file, RemoteFile) for file in files):
         return None
-    assert row.right is not None  # the parser gives a stereo row two images
-    try:
-        left, right = read_image_size(row.left), read_image_size(row.right)
-    except DataError as error:
-        raise DataError(f"{row.where}: {error}") from error
-    if left != right:
-        raise DataError(
-            f"{row.where}: {row.right}: size {right[1]}x{right[0]} differs from the left image's "
-            f"{left[1]}x{left[0]}"
-        )
-    return left
+    return entry.form.heads(row)
 
 
 class _Survey:

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -155,9 +156,14 @@ def test_a_sample_under_another_key_is_missing(cache: SampleCache) -> None:
 # --- budget ---------------------------------------------------------------------------------------
 
 
+def stored(cache: SampleCache, number: int) -> Path:
+    """Where a sample lies when it is there."""
+    return cache.directory / key(number)[:2] / key(number)
+
+
 def used(cache: SampleCache, number: int, seconds_ago: float) -> Path:
     """Pretend that a sample was last used then."""
-    path = cache.directory / key(number)[:2] / key(number)
+    path = stored(cache, number)
     os.utime(path, (time.time() - seconds_ago,) * 2)
     return path
 
@@ -186,25 +192,76 @@ def test_replacing_a_sample_counts_it_once(cache: SampleCache) -> None:
     assert cache.total == on_disk(cache.directory)
 
 
-def test_what_a_day_has_not_used_makes_room_the_oldest_first(tmp_path: Path) -> None:
+def test_what_nobody_used_for_an_hour_makes_room_the_oldest_first(tmp_path: Path) -> None:
     size = one_size(tmp_path)
     cache = SampleCache(tmp_path / "c", 4 * size)
-    for number, days in enumerate((3.0, 2.0, 4.0, 0.5)):
+    for number, hours in enumerate((30.0, 1.1, 40.0, 0.9)):
         store(cache, number)
-        used(cache, number, days * DAY)
+        used(cache, number, hours * HOUR)
 
     store(cache, 10)
     assert [number for number in range(4) if check(cache, number)] == [0, 1, 3]
-    for number, days in ((0, 3.0), (1, 2.0), (3, 0.5)):  # check has touched them
-        used(cache, number, days * DAY)
+    for number, hours in ((0, 30.0), (1, 1.1), (3, 0.9)):  # check has touched them
+        used(cache, number, hours * HOUR)
     store(cache, 11)
     store(cache, 12)
-    store(cache, 13)  # only samples of this day are left
+    store(cache, 13)  # only samples of this hour are left
 
     assert [number for number in (0, 1, 2, 3, 10, 11, 12, 13) if check(cache, number)] == [
         3, 10, 11, 12,
     ]  # fmt: skip
     assert cache.total == on_disk(cache.directory) == 4 * size
+
+
+def test_an_eighth_of_the_budget_is_cleared_at_a_time(tmp_path: Path) -> None:
+    """So that the folders are not searched again for the next sample."""
+    size = one_size(tmp_path)
+    cache = SampleCache(tmp_path / "c", 16 * size)
+    for number in range(16):
+        store(cache, number)
+        used(cache, number, (40 - number) * HOUR)
+
+    store(cache, 20)
+
+    assert cache.total == on_disk(cache.directory) == 15 * size
+    assert [number for number in range(21) if check(cache, number)] == [*range(2, 16), 20]
+
+
+def test_what_was_used_since_the_cache_was_opened_stays(tmp_path: Path) -> None:
+    """A run whose epoch takes longer than an hour."""
+    size = one_size(tmp_path)
+    cache = SampleCache(tmp_path / "c", 3 * size)
+    cache._opened -= 5 * HOUR
+    for number, hours in enumerate((5.1, 5.4, 1.5)):  # the first one without a new time
+        store(cache, number)
+        used(cache, number, hours * HOUR)
+
+    for number in (10, 11):
+        store(pickle.loads(pickle.dumps(cache)), number)  # as in a worker
+
+    there = [path for number in (0, 1, 2, 10, 11) if (path := stored(cache, number)).exists()]
+    assert there == [stored(cache, number) for number in (0, 2, 10)]
+
+
+def test_a_full_cache_says_so_once_in_a_process(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    size = one_size(tmp_path)
+    directory = tmp_path / "c"
+    cache = SampleCache(directory, 3 * size)
+    for number in range(3):
+        store(cache, number)
+    assert cache.full == caplog.text == ""
+    for _ in range(2):
+        cache = SampleCache(directory, 3 * size)
+        store(cache, 4)
+        store(cache, 5)
+        assert cache.full.endswith("GiB of dataset.cache_size are used")
+
+    used_gib = f"{3 * size / 2**30:.4g}"
+    said = f"cache {directory} is full: {used_gib} of the {used_gib} GiB of dataset.cache_size are"
+    assert caplog.text.count(said) == caplog.text.count(" is full: ") == 1
+    assert caplog.text.count("Raise dataset.cache_size") == 1
 
 
 def test_a_sample_larger_than_the_budget_moves_nothing_out(tmp_path: Path) -> None:
@@ -218,13 +275,13 @@ def test_a_sample_larger_than_the_budget_moves_nothing_out(tmp_path: Path) -> No
     assert not check(cache, 2)
 
 
-def test_use_is_noted_at_most_once_an_hour(cache: SampleCache) -> None:
+def test_use_is_noted_at_most_four_times_an_hour(cache: SampleCache) -> None:
     store(cache, 1)
-    path = used(cache, 1, 0.5 * HOUR)
+    path = used(cache, 1, 0.2 * HOUR)
     before = path.stat().st_mtime
     assert check(cache, 1)
     assert path.stat().st_mtime == before
-    used(cache, 1, 2 * HOUR)
+    used(cache, 1, 0.3 * HOUR)
     assert check(cache, 1)
 
     assert path.stat().st_mtime > time.time() - 60
@@ -245,17 +302,34 @@ def test_opening_measures_anew_and_removes_what_dead_writers_left(tmp_path: Path
     assert cache.total == on_disk(tmp_path)
 
 
-def test_a_cache_that_is_removed_meanwhile_is_only_a_miss(
-    cache: SampleCache, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("content", ["not a number", "", "-5", "7" * 40])
+def test_a_damaged_total_is_measured_anew_by_a_running_process(
+    tmp_path: Path, content: str
+) -> None:
+    cache = SampleCache(tmp_path, MIB)
+    store(cache, 1)
+    (tmp_path / "total").write_text(content)
+
+    store(cache, 2)
+
+    assert check(cache, 2)
+    assert cache.total == on_disk(tmp_path)
+    assert (tmp_path / "total").stat().st_size == 21
+
+
+@pytest.mark.parametrize("removed", [".", "writing", "total"])
+def test_a_cache_that_is_removed_meanwhile_is_made_again(
+    cache: SampleCache, caplog: pytest.LogCaptureFixture, removed: str
 ) -> None:
     store(cache, 1)
-    subprocess.run(["rm", "-r", str(cache.directory)], check=True)
+    subprocess.run(["rm", "-r", str(cache.directory.joinpath(removed))], check=True)
 
     store(cache, 2)
     store(cache, 3)
 
-    assert not check(cache, 1)
-    assert caplog.text.count("takes no more samples: No such file or directory") == 1
+    assert [check(cache, number) for number in (1, 2, 3)] == [removed != ".", True, True]
+    assert cache.stopped == caplog.text == ""
+    assert cache.total == on_disk(cache.directory)
 
 
 # --- processes ------------------------------------------------------------------------------------
@@ -420,6 +494,42 @@ def test_a_folder_that_cannot_be_written_turns_the_cache_off(
         with pytest.raises(DataError, match=f"cache: on, but .*{reason}.*or use auto") as caught:
             open_cache(spec(directory, "on"))
         assert caught.value.exit_code == 2
+
+
+def test_a_cache_of_another_user_is_read(caplog: pytest.LogCaptureFixture) -> None:
+    """Without the right to write; root has every right, so it becomes somebody else."""
+    with tempfile.TemporaryDirectory() as folder:  # others may pass through it, unlike tmp_path
+        Path(folder).chmod(0o755)
+        directory = Path(folder) / "c"
+        store(SampleCache(directory, MIB), 1)
+        with written_by_nobody(directory):
+            cache = open_cache(spec(directory))
+            assert cache is not None
+            assert check(cache, 1)
+            assert check(pickle.loads(pickle.dumps(cache)), 1)
+            store(cache, 2)
+            assert not check(cache, 2)
+            assert cache.stopped == "Permission denied"
+            with pytest.raises(DataError, match=r"cache: on, but .*Permission denied"):
+                open_cache(spec(directory, "on"))
+    assert caplog.text.count(f"{directory} takes no samples: Permission denied") == 1
+
+
+@contextmanager
+def written_by_nobody(directory: Path) -> Iterator[None]:
+    paths = [directory, *directory.rglob("*")]
+    modes = [path.stat().st_mode for path in paths]
+    for path, mode in zip(paths, modes, strict=True):
+        path.chmod(mode & ~0o222)
+    user = os.geteuid()
+    try:
+        if not user:
+            os.seteuid(65534)
+        yield
+    finally:
+        os.seteuid(user)
+        for path, mode in zip(paths, modes, strict=True):
+            path.chmod(mode)
 
 
 def test_the_spec_names_folder_budget_and_mode(

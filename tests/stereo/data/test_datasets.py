@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -139,6 +141,7 @@ def test_a_stereo_class_reads_its_encodings(tmp_path: Path, name, file, expected
     np.testing.assert_array_equal(sample.valid, np.isfinite(expected))
     assert sample.has_gt
     assert sample.is_sparse == (name == "Kitti")
+    assert find_format(name).heads(sample.row) == (2, 3)
     assert (sample.left.dtype, sample.left.shape) == (np.uint8, (2, 3, 3))
     assert not np.array_equal(sample.left, sample.right)
 
@@ -155,6 +158,7 @@ def test_a_mono_class_reads_its_encodings(tmp_path: Path, name, file, expected) 
     np.testing.assert_array_equal(sample.valid, np.isfinite(expected))
     assert sample.has_gt
     assert (sample.image.dtype, sample.image.shape) == (np.uint8, (2, 3, 3))
+    assert find_format(name, "mono").heads(sample.row) == (2, 3)
 
 
 def test_the_tables_hold_the_classes_of_the_design_and_of_the_spec() -> None:
@@ -451,6 +455,85 @@ def test_a_broken_file_names_annotation_line_and_path(scene: Path, family) -> No
 
     with pytest.raises(DataError, match=r"a\.txt:1: .*d\.pfm: PFM of 8x6 needs 192 .*has 191"):
         find_format(name, family).read(row_of(scene / "d.pfm", mono=family == "mono"))
+
+
+def png(values: np.ndarray) -> bytes:
+    return cv2.imencode(".png", values)[1].tobytes()
+
+
+def npy(values: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, values)
+    return stream.getvalue()
+
+
+WHOLE_NPY = npy(np.ones((6, 8)))
+FAULTS_IN_HEADS = {
+    "an image of another size": ("r.png", png(np.zeros((6, 7, 3), np.uint8))),
+    "no image": ("l.png", b"nonsense"),
+    "a cut PFM": ("d.pfm", b"Pf\n8 6\n-1\n" + bytes(191)),
+    "a long PFM": ("d.pfm", b"Pf\n8 6\n-1\n" + bytes(193)),
+    "a large PFM that is cut": ("d.pfm", b"Pf\n800 600\n-1\n" + bytes(1_000_000)),
+    "a PFM of another size": ("d.pfm", b"Pf\n6 8\n-1\n" + bytes(192)),
+    "a PFM with colours": ("d.pfm", b"PF\n8 6\n-1\n" + bytes(576)),
+    "no PFM": ("d.pfm", b""),
+    "a PNG of another class": ("d.png", png(np.ones((6, 8), np.uint8))),
+    "a PNG truth of another size": ("d.png", png(np.ones((6, 7, 3), np.uint8))),
+    "no PNG": ("d.png", b"Pf\n8 6\n-1\n" + bytes(192)),
+    "a mask of another size": ("m.png", png(np.ones((7, 8), np.uint8))),
+    "a mask of 16 bit": ("m.png", png(np.ones((6, 8), np.uint16))),
+    "no mask": ("m.png", b"GIF89a"),
+    "a cut NPY": ("d.npy", WHOLE_NPY[:-1]),
+    "an NPY of another size": ("d.npy", npy(np.ones((6, 7)))),
+    "an NPY of whole numbers": ("d.npy", npy(np.ones((6, 8), np.int64))),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS_IN_HEADS)
+def test_the_heads_of_a_row_tell_what_reading_it_would(scene: Path, fault: str) -> None:
+    wrong, content = FAULTS_IN_HEADS[fault]
+    (scene / wrong).write_bytes(content)
+    truth = scene / (wrong if wrong.startswith("d.") else "d.pfm")
+    mono = truth.suffix == ".npy"
+    form = find_format("ThreeDVLM", "mono") if mono else find_format("Middlebury")
+    row = row_of(truth, mask=scene / "m.png", mono=mono)
+
+    with pytest.raises(DataError) as read:
+        form.read(row)
+    with pytest.raises(DataError) as heads:
+        form.heads(row)
+
+    assert str(heads.value) == str(read.value)
+    assert f"a.txt:1: {scene / wrong}: " in str(heads.value)
+
+
+@pytest.mark.parametrize("suffix", [".pfm", ".png", ".npy"])
+def test_heads_do_not_take_the_whole_file(scene: Path, suffix: str) -> None:
+    """Behind the start of each file lies a terabyte of nothing."""
+    height, width = 524_288, 524_288
+    starts = {
+        ".pfm": b"Pf\n%d %d\n-1\n" % (width, height),
+        ".npy": WHOLE_NPY[:128].replace(b"(6, 8), }" + 12 * b" ", b"(524288, 524288), }  "),
+    }
+    if suffix not in starts:
+        height, width = 6, 8
+        starts[suffix] = png(np.ones((6, 8, 3), np.uint8))
+    truth = scene / f"d{suffix}"
+    truth.write_bytes(starts[suffix])
+    bytes_each = {".pfm": 4, ".npy": 8, ".png": 2**20}[suffix]
+    os.truncate(truth, len(starts[suffix]) + bytes_each * height * width)
+    form = find_format("ThreeDVLM", "mono") if suffix == ".npy" else find_format("FSD")
+
+    assert form.truth[suffix].read_size(truth) == (height, width)
+
+
+def test_heads_of_a_row_without_truth_and_of_a_jpeg_mask(scene: Path) -> None:
+    form = find_format("GenericDataset")
+    row = row_of(scene / "d.pfm")
+    cv2.imwrite(str(scene / "m.jpg"), np.full((6, 8), 255, np.uint8))
+
+    assert form.heads(replace(row, disparity=None)) == (6, 8)
+    assert form.heads(replace(row, occlusion=scene / "m.jpg")) == (6, 8)
 
 
 def test_a_sample_is_named_relative_to_its_annotation_file(scene: Path) -> None:

@@ -249,6 +249,19 @@ def test_whole_pairs_come_normalised_at_native_size_with_the_limit_applied(
     assert all(torch.equal(a["left"], b["left"]) for a, b in zip(batches, again, strict=True))
 
 
+def test_a_disparity_of_the_limit_itself_does_not_count(mixed: Callable[..., Path]) -> None:
+    path = mixed((8, 12))
+    truth = np.float32([63.999, 64, 64.001, np.inf] * 24).reshape(8, 12)
+    write_pfm(path.parent / "d0.pfm", truth)
+    spec = experiment(split(("GenericDataset", path), batch_size=1))
+
+    (batch,) = evaluation_loader(spec.dataset.train_dataset, spec, batch_size=1)
+
+    np.testing.assert_array_equal(batch["valid"][0, 0].numpy(), truth < 64)
+    assert batch["valid"].sum() == 24
+    assert preflight(spec, ["train_dataset"])["train_dataset"].valid_share == 0.25
+
+
 def test_without_validation_data_there_are_no_validation_batches(pairs: EmbeddedSet) -> None:
     data = StereoDataModule(experiment(split(("GenericDataset", pairs.train))), 0)
 
@@ -493,6 +506,23 @@ def test_a_cache_that_fails_within_the_check_is_refused_if_it_must_work(
     assert caught.value.exit_code == 2
 
 
+def test_a_budget_that_the_check_exceeds_is_refused_if_the_cache_must_work(
+    pairs: EmbeddedSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = cached(experiment(split(("GenericDataset", pairs.train))), tmp_path / "c", "on")
+    spec.dataset.cache_size = 3e5 / 2**30  # bytes; a pair takes 0.1 million
+
+    for _ in range(2):  # also when what fits is there
+        with pytest.raises(
+            DataError, match=r"cache: on, but .*GiB of dataset\.cache_size are used"
+        ) as caught:
+            preflight(spec, ["train_dataset"])
+        assert caught.value.exit_code == 2
+    spec.dataset.cache = "auto"
+    preflight(spec, ["train_dataset"])
+    assert caplog.text.count("Raise dataset.cache_size") == 1
+
+
 def test_no_decoded_sample_stays_in_the_process(pairs: EmbeddedSet, tmp_path: Path) -> None:
     """Neither as arrays nor mapped, with the cache and without."""
     for mode in ("auto", "off"):
@@ -522,14 +552,17 @@ def test_of_a_large_split_a_sample_is_decoded_and_all_heads_are_read(
     assert "data: 0 of 4 pairs of the check from the cache, 4 decoded" in caplog.text
     assert "data: 4 of 4 pairs of the check from the cache, 0 decoded" in caplog.text
     decoded = hits(StereoDataModule(spec, 0).train_dataloader())
-    headless = [index for index, hit in enumerate(decoded) if not hit][:2]
+    headless = [index for index, hit in enumerate(decoded) if not hit][:3]
     write_png(tmp_path / f"r{headless[0]}.png", np.zeros((9, 9, 3), np.uint8))
     (tmp_path / f"l{headless[1]}.png").write_bytes(b"nonsense")
+    truth = tmp_path / f"d{headless[2]}.pfm"
+    truth.write_bytes(truth.read_bytes()[:-1])
     with pytest.raises(DataError) as caught:
         preflight(spec, ["train_dataset"])
     line = str(caught.value).splitlines()
     assert f"a.txt:{headless[0] + 1}: {tmp_path}/r{headless[0]}.png: size 9x9 differs" in str(line)
     assert f"a.txt:{headless[1] + 1}: {tmp_path}/l{headless[1]}.png: " in str(line)
+    assert f"a.txt:{headless[2] + 1}: {truth}: PFM of " in str(line)
 
 
 # --- what users have ------------------------------------------------------------------------------
