@@ -154,7 +154,7 @@ def _add_spec_arguments(parser: argparse.ArgumentParser, *, required: bool = Tru
         metavar="SPEC.yaml",
         help="the spec; any file name",
     )
-    parser.add_argument("--model", choices=_models(), help="model key (default: the one there is)")
+    parser.add_argument("--model", choices=_models(), help="model key (default: as the spec says)")
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -233,7 +233,7 @@ def _load(arguments: argparse.Namespace, action: str) -> tuple[ExperimentSpec, d
     reasons: dict[str, str] = {}
     if getattr(arguments, "set_from", None) is not None:
         inferred = infer(arguments.set_from, action, arguments.select)
-        fresh = inferred.open_fields(arguments.spec_file, overrides)
+        fresh = inferred.open_fields(arguments.spec_file, overrides, arguments.model)
         overrides = [f"{key}={json.dumps(value)}" for key, value in fresh.items()] + overrides
         reasons = {key: inferred.reasons[key] for key in fresh}
     spec = load_spec(arguments.spec_file, overrides, action=action, model=arguments.model)
@@ -254,7 +254,9 @@ def _run_verb(arguments: argparse.Namespace) -> int:
         return 0
     from stereo import actions
 
-    given = given_values(arguments.spec_file, arguments.overrides, action=arguments.verb)
+    given = given_values(
+        arguments.spec_file, arguments.overrides, action=arguments.verb, model=arguments.model
+    )
     result = actions.run_resolved(
         arguments.verb, spec, directory, inferred=reasons, tell=_tell, given=given.keys()
     )

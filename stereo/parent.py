@@ -17,12 +17,13 @@ from typing import Any
 import yaml
 
 from stereo.errors import SpecError, SpecProblem
-from stereo.spec.experiment import ExperimentSpec, packaged_values
-from stereo.spec.load import given_values
+from stereo.spec.load import given_values, named_model
+from stereo.spec.models import DEFAULT, MODELS
 from stereo.spec.rules import is_open, value_at
 
 BUNDLE_FORMAT_VERSION = 1  # the newest that is read; automl writes it
 CHECKPOINT = re.compile(r"(?:dn_)?model_epoch_(?P<epoch>\d+)_step_(?P<step>\d+)\.pth")
+_NETWORK = "model.model_type"
 # Which field takes which file of the parent, best first.
 TAKES = {
     "evaluate": {"checkpoint": "evaluate.checkpoint", "engine": "evaluate.trt_engine"},
@@ -42,24 +43,32 @@ class Inferred:
     values: Mapping[str, Any]
     reasons: Mapping[str, str]
 
-    def open_fields(self, spec_file: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    def open_fields(
+        self, spec_file: Path, overrides: Sequence[str], model: str | None = None
+    ) -> dict[str, Any]:
         """The inferred values the user left open; a model file of the user's own replaces all.
 
         A value of the spec file that is the packaged one counts as open: `default_specs` writes
-        them all. An override never does.
+        them all. An override never does, nor does the network that the spec file names.
+
+        Args:
+            spec_file: what the user wrote.
+            overrides: what the user wrote on the command line.
+            model: model key; default: that of the network the user or else the parent names.
 
         Raises:
             SpecError: the spec or an override sets a `model` value the parent contradicts.
         """
-        packaged = packaged_values(self.action)
-        defaults = ExperimentSpec()
-        written = given_values(spec_file, action=self.action)
+        key = model or named_model(spec_file, overrides) or named_model(self._spec()) or DEFAULT
+        packaged, defaults = MODELS[key].packaged_values(self.action), MODELS[key].spec_class()
+        written = given_values(spec_file, action=self.action, model=key)
         explicit = {
-            key: value
-            for key, value in written.items()
-            if not is_open(value) and value not in (packaged.get(key), value_at(defaults, key))
+            path: value
+            for path, value in written.items()
+            if not is_open(value)
+            and (path == _NETWORK or value not in (packaged.get(path), value_at(defaults, path)))
         }
-        orders = given_values({}, overrides, action=self.action)
+        orders = given_values({}, overrides, action=self.action, model=key)
         explicit |= {key: value for key, value in orders.items() if not is_open(value)}
         problems = [
             SpecProblem(
@@ -76,6 +85,9 @@ class Inferred:
         sources = set(TAKES[self.action].values())
         closed = explicit.keys() | (sources if sources & explicit.keys() else set())
         return {key: value for key, value in self.values.items() if key not in closed}
+
+    def _spec(self) -> dict[str, Any]:
+        return {"model": {"model_type": self.values.get(_NETWORK)}}
 
 
 def infer(parent: Path, action: str, select: str = "best") -> Inferred:

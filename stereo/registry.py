@@ -119,7 +119,7 @@ def load_weights(
             raise
         raise CheckpointError("\n".join(map(str, (error, *faults)))) from None
     faults = entry.release_faults(spec) if is_release and not partial else []
-    shaping = {node.path for node in leaves(ExperimentSpec) if node.facts.shapes_weights}
+    shaping = {node.path for node in leaves(type(spec)) if node.facts.shapes_weights}
     if faults and shaping.isdisjoint(fault.key for fault in faults):  # else another release
         raise SpecError(faults)
     return report

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import StrEnum
 from functools import cache
@@ -82,7 +82,7 @@ def spec_field(
     """Declare one field of a spec dataclass; `facts` are the attributes of `Facts`.
 
     A candidate (`automl_enabled=True`) is searched by default unless `search_default=False`.
-    A dataclass as the default declares a nested section.
+    A dataclass, or a function that makes one, as the default declares a nested section.
     """
     by_default = bool(automl_enabled) if search_default is None else search_default
     metadata = {
@@ -93,9 +93,15 @@ def spec_field(
     if isinstance(default, list):
         items: list[Any] = list(typing.cast("list[Any]", default))
         return field(default_factory=lambda: list(items), metadata=metadata)
-    if isinstance(default, type):
+    if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def with_default(spec_class: type, name: str, make: Callable[[], Any]) -> Any:
+    """Declare a section of the base class `spec_class` again, with other default values."""
+    (declared,) = (declared for declared in fields(spec_class) if declared.name == name)
+    return field(default_factory=make, metadata=declared.metadata)
 
 
 Kind = Literal["int", "float", "bool", "string", "list", "section"]
@@ -141,7 +147,7 @@ class Node:
 @cache
 def walk(spec_class: type, prefix: str = "", searched: bool = True) -> tuple[Node, ...]:
     """All sections and fields below a spec dataclass, in the order of declaration."""
-    return tuple(_walk(spec_class, prefix, searched))
+    return tuple(_walk(spec_class(), prefix, searched))
 
 
 def leaves(spec_class: type) -> tuple[Node, ...]:
@@ -165,17 +171,17 @@ def range_words(node: Node) -> str:
     )
 
 
-def _walk(spec_class: type, prefix: str, searched: bool) -> Iterator[Node]:
-    hints = typing.get_type_hints(spec_class)
-    defaults = spec_class()
-    for declared in fields(spec_class):
+def _walk(defaults: Any, prefix: str, searched: bool) -> Iterator[Node]:
+    """Nodes of a section, with the defaults that it has at its place in the experiment."""
+    hints = typing.get_type_hints(typing.cast(Any, type(defaults)))
+    for declared in fields(defaults):
         facts: Facts = declared.metadata[_METADATA_KEY]
         path = f"{prefix}{declared.name}"
         annotation, default = hints[declared.name], getattr(defaults, declared.name)
         if is_dataclass(annotation):
             nested = typing.cast(type, annotation)
             yield Node(path, "section", facts, None, spec_class=nested)
-            yield from walk(nested, f"{path}.", searched and facts.searched)
+            yield from _walk(default, f"{path}.", searched and facts.searched)
         else:
             yield _leaf(path, annotation, _placed(facts, prefix, searched), default)
 

@@ -24,18 +24,13 @@ from omegaconf.errors import OmegaConfBaseException
 from stereo.errors import SpecError, SpecProblem
 from stereo.spec import rules
 from stereo.spec.data import STEREO_DATASETS, DataSource
-from stereo.spec.experiment import (
-    ACTIONS,
-    MODEL_KEY,
-    SHORTHANDS,
-    ExperimentSpec,
-    packaged_values,
-)
-from stereo.spec.fields import MISSING, Node, leaves, range_words, walk
+from stereo.spec.experiment import ACTIONS, DATA_KEYS, ExperimentSpec
+from stereo.spec.fields import MISSING, Node, range_words
+from stereo.spec.models import DEFAULT, MODELS, Model
 
 LOG = logging.getLogger(__name__)
 COMMAND_LINE = "command line"
-_NODES: Mapping[str, Node] = {node.path: node for node in walk(ExperimentSpec)}
+_DATA_LISTS = tuple(DATA_KEYS.values())
 _SOURCE_KEYS = ("dataset_name", "data_file")
 _Spec = TypeVar("_Spec")
 
@@ -53,27 +48,33 @@ def load_spec(
         source: a YAML file, a mapping of the same form, or None for the template alone.
         overrides: `key.path=value` with the value in YAML; `+key=value` means the same.
         action: a verb; its required fields must have values afterwards.
-        model: model key; default: the one model there is.
+        model: model key; default: that of the network the spec and the overrides name.
 
     Raises:
         SpecError: with every mistake of the spec and the overrides.
     """
-    loader = _laid_over(source, overrides, action)
-    if model is not None and (fault := rules.model_key_fault(model)):
-        loader.fault("model key", model, *fault)
-    return loader.finish()
+    return _laid_over(source, overrides, action, model).finish()
 
 
 def given_values(
-    source: Path | Mapping[str, Any], overrides: Sequence[str] = (), *, action: str
+    source: Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    action: str,
+    model: str | None = None,
 ) -> dict[str, Any]:
     """What a spec and overrides say themselves, by dotted path, unchecked.
 
     Raises:
         SpecError: the file is no YAML mapping.
     """
-    loader = _laid_over(source, overrides, action)
+    loader = _laid_over(source, overrides, action, model)
     return {path: loader.given[path].value for path in sorted(loader.by_user)}
+
+
+def named_model(source: Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> str | None:
+    """Model key of the network that a spec and overrides name; None where they name none."""
+    return _named_model(_document(source), overrides)
 
 
 def to_dict(spec: ExperimentSpec) -> dict[str, Any]:
@@ -83,11 +84,9 @@ def to_dict(spec: ExperimentSpec) -> dict[str, Any]:
 
 def template(model: str, action: str) -> dict[str, Any]:
     """The packaged template of a verb as a nested mapping, open values as `???`."""
-    if fault := rules.model_key_fault(model):
-        raise SpecError([SpecProblem("model key", model, *fault)])
     _known_action(action)
     nested: dict[str, Any] = {}
-    for path, value in packaged_values(action).items():
+    for path, value in _known_model(model).packaged_values(action).items():
         *parents, name = path.split(".")
         level = nested
         for parent in parents:
@@ -97,21 +96,39 @@ def template(model: str, action: str) -> dict[str, Any]:
 
 
 def _laid_over(
-    source: Path | Mapping[str, Any] | None, overrides: Sequence[str], action: str
+    source: Path | Mapping[str, Any] | None,
+    overrides: Sequence[str],
+    action: str,
+    model: str | None,
 ) -> _Loader:
     """A loader with the packaged values, the spec and the overrides in it."""
     _known_action(action)
-    name = (
-        "spec" if isinstance(source, Mapping) else str(source or f"template {MODEL_KEY}/{action}")
-    )
-    loader = _Loader(action, name)
-    if isinstance(source, Path):
-        loader.add_document(_read_document(source))
-    elif source is not None:
-        loader.add_document(_Document(source, name))
+    document = None if source is None else _document(source)
+    chosen = _known_model(model or _named_model(document, overrides) or DEFAULT)
+    name = document.name if document else f"template {chosen.key}/{action}"
+    loader = _Loader(chosen, action, name)
+    if document is not None:
+        loader.add_document(document)
     for override in overrides:
         loader.add_override(override)
     return loader
+
+
+def _named_model(document: _Document | None, overrides: Sequence[str]) -> str | None:
+    """Key of the network that the last word on `model.model_type` names."""
+    section = document.values.get("model") if document else None
+    named = cast("Any", section).get("model_type") if isinstance(section, Mapping) else None
+    for override in overrides:
+        key, _, text = override.removeprefix("+").partition("=")
+        named = text.strip("'\" ") if key == "model.model_type" else named
+    keys = (key for key, model in MODELS.items() if model.model_type == named)
+    return next(keys, None)
+
+
+def _known_model(key: str) -> Model:
+    if fault := rules.model_key_fault(key):
+        raise SpecError([SpecProblem("model key", key, *fault)])
+    return MODELS[key]
 
 
 def _known_action(action: str) -> None:
@@ -141,6 +158,10 @@ class _Document:
 
     def place(self, path: str) -> str:
         return f"{self.name}:{self.lines[path]}" if path in self.lines else self.name
+
+
+def _document(source: Path | Mapping[str, Any]) -> _Document:
+    return _read_document(source) if isinstance(source, Path) else _Document(source, "spec")
 
 
 def _read_document(path: Path) -> _Document:
@@ -199,15 +220,18 @@ class _Given:
 class _Loader:
     """Collects values and mistakes, then builds the spec."""
 
-    def __init__(self, action: str, name: str) -> None:
+    def __init__(self, model: Model, action: str, name: str) -> None:
+        self.model = model
+        self.nodes = {node.path: node for node in model.nodes}
         self.action = action
         self.name = name
         packaged = _Document({}, name)
-        self.given = {path: _Given(v, packaged) for path, v in packaged_values(action).items()}
+        values = model.packaged_values(action)
+        self.given = {path: _Given(value, packaged) for path, value in values.items()}
         self.by_user: set[str] = set()
         self.problems: list[SpecProblem] = []
         self.failed: set[str] = set()
-        self.config = OmegaConf.structured(ExperimentSpec)
+        self.config = OmegaConf.structured(model.spec_class)
 
     def fault(self, place: str, key: str, problem: str, remedy: str = "") -> None:
         self.problems.append(SpecProblem(place, key, problem, remedy))
@@ -222,7 +246,7 @@ class _Loader:
     def _add_mapping(self, values: Mapping[Any, Any], prefix: str, document: _Document) -> None:
         for name, value in values.items():
             path = f"{prefix}{name}"
-            node = _NODES.get(path)
+            node = self.nodes.get(path)
             if node is None:
                 self._unknown(path, value, document)
             elif node.kind != "section":
@@ -238,7 +262,7 @@ class _Loader:
 
     def add_override(self, override: str) -> None:
         key, equals, text = override.removeprefix("+").partition("=")
-        key = SHORTHANDS.get(key, key).format(action=self.action)
+        key = self.model.short_names.get(key, key).format(action=self.action)
         if not equals or not key:
             self.fault(COMMAND_LINE, override, "is no override", "Write key.path=value")
             return
@@ -263,12 +287,13 @@ class _Loader:
         """The list field that a path with an index points into."""
         parts = key.split(".")
         heads = (".".join(parts[:end]) for end in range(1, len(parts)))
-        return next((head for head in heads if head in _NODES and _NODES[head].item), None)
+        lists = (head for head in heads if head in self.nodes and self.nodes[head].item)
+        return next(lists, None)
 
     def _set_item(self, path: str, key: str, value: Any) -> None:
         """Change one item of a list, one key of an item, or append the item after the last."""
         index, _, name = key.removeprefix(f"{path}.").partition(".")
-        current = self.given[path].value if path in self.given else _NODES[path].default
+        current = self.given[path].value if path in self.given else self.nodes[path].default
         items = copy.deepcopy(cast("list[Any]", current)) if isinstance(current, list) else []
         if not index.isdecimal() or int(index) > len(items):
             self.fault(COMMAND_LINE, key, f"no item {index}", f"The list has {len(items)} items")
@@ -289,22 +314,23 @@ class _Loader:
                 if f"{path}.{name}" in rules.KEY_HINTS:
                     self._unknown(f"{path}.{name}", below, document)
                     return
-        if path in rules.OTHER_NETWORKS:
-            problem = f"belongs to {rules.OTHER_NETWORKS[path]}, not to {MODEL_KEY}"
+        if owner := rules.owner(path):
+            problem = f"belongs to {owner}, not to {self.model.key}"
             self.fault(document.place(path), path, problem, "Remove the key")
             return
-        self.fault(document.place(path), path, "unknown key", _nearest(path))
+        self.fault(document.place(path), path, "unknown key", self._nearest(path))
 
     # -- checking what remains ---------------------------------------------------------------
 
     def finish(self) -> ExperimentSpec:
         for path, given in self.given.items():
-            self._check(_NODES[path], given)
+            self._check(self.nodes[path], given)
         values = self._resolved()
-        for node in leaves(ExperimentSpec):
-            self._check_range(node, _at(values, node.path))
+        for path, node in self.nodes.items():
+            if node.kind != "section":
+                self._check_range(node, _at(values, path))
         self._check_required(values)
-        spec = _build(ExperimentSpec, values)
+        spec = _build(self.model.spec_class, values)
         self._check_rules(spec)
         if self.problems:
             raise SpecError(self.problems)
@@ -378,7 +404,7 @@ class _Loader:
             try:
                 return cast("dict[str, Any]", OmegaConf.to_container(self.config, resolve=True))
             except OmegaConfBaseException as error:
-                node = _NODES.get(str(error.full_key or "").partition("[")[0])
+                node = self.nodes.get(str(error.full_key or "").partition("[")[0])
                 if node is None:
                     self.fault("spec", str(error.full_key), str(error))
                     raise SpecError(self.problems) from None
@@ -414,7 +440,7 @@ class _Loader:
         self.fault(self._place(path), path, f"required by {self.action}, not set", remedy)
 
     def _check_rules(self, spec: ExperimentSpec) -> None:
-        for rule in rules.RULES:
+        for rule in rules.RULES[self.model.key]:
             applies = not rule.actions or self.action in rule.actions
             if not applies or not self.failed.isdisjoint(rule.keys):
                 continue
@@ -441,12 +467,25 @@ class _Loader:
         near = get_close_matches(str(value), [str(c) for c in node.choices], 1)
         if hint is None and near:
             hint = f"Did you mean {near[0]}"
+        if hint is None and (nearest := _nearest_number(node, value)) is not None:
+            hint = f"The nearest is {nearest:g}"
         if hint is None and not rules.is_open(node.default):
             hint = f"Remove the key for the default {node.default}"
         self.fault(place, node.path, f"got {value!r}, allowed {allowed(node)}", hint or "")
 
-
-_DATA_LISTS = tuple(path for path, node in _NODES.items() if node.item == "section")
+    def _nearest(self, path: str) -> str:
+        """What an unknown key probably should be."""
+        name = path.rpartition(".")[2]
+        hint = rules.KEY_HINTS.get(path) or rules.NAME_HINTS.get(name)
+        if hint:
+            return hint[0].upper() + hint[1:]
+        parent = path.rpartition(".")[0]
+        siblings = [n.name for n in self.nodes.values() if n.path.rpartition(".")[0] == parent]
+        same_name = [p for p, node in self.nodes.items() if node.name == name]
+        near = [f"{parent}.{s}" if parent else s for s in get_close_matches(name, siblings, 2)]
+        near += same_name[:2] if len(same_name) <= 2 else []
+        near = near or get_close_matches(path, list(self.nodes), 2)
+        return f"Nearest: {', '.join(dict.fromkeys(near))}" if near else "Remove the key"
 
 
 def allowed(node: Node) -> str:
@@ -498,6 +537,18 @@ def _in_range(node: Node, value: Any) -> bool:
     return facts.high is None or value <= facts.high
 
 
+def _nearest_number(node: Node, value: Any) -> float | None:
+    """The valid number that lies nearest to an invalid one; None when nothing is near."""
+    facts, is_number = node.facts, isinstance(value, int | float) and not isinstance(value, bool)
+    if node.kind not in ("int", "float") or not is_number or not math.isfinite(value):
+        return None
+    if facts.options:
+        return min(facts.options, key=lambda option: abs(option - value))
+    if facts.low is not None and value < facts.low:
+        return None if facts.exclusive_low else facts.low
+    return facts.high if facts.high is not None and value > facts.high else None
+
+
 def _gibibytes(text: str) -> int | str:
     """A size with its unit in whole GiB, rounded up; the text itself when it is none."""
     match = re.fullmatch(r"(\d+)\s*(GiB|MiB)", text, re.IGNORECASE)
@@ -505,21 +556,6 @@ def _gibibytes(text: str) -> int | str:
         return text
     size = int(match[1])
     return size if match[2].lower() == "gib" else math.ceil(size / 1024)
-
-
-def _nearest(path: str) -> str:
-    """What an unknown key probably should be."""
-    name = path.rpartition(".")[2]
-    hint = rules.KEY_HINTS.get(path) or rules.NAME_HINTS.get(name)
-    if hint:
-        return hint[0].upper() + hint[1:]
-    parent = path.rpartition(".")[0]
-    siblings = [n.name for n in _NODES.values() if n.path.rpartition(".")[0] == parent]
-    same_name = [p for p, node in _NODES.items() if node.name == name]
-    near = [f"{parent}.{s}" if parent else s for s in get_close_matches(name, siblings, 2)]
-    near += same_name[:2] if len(same_name) <= 2 else []
-    near = near or get_close_matches(path, list(_NODES), 2)
-    return f"Nearest: {', '.join(dict.fromkeys(near))}" if near else "Remove the key"
 
 
 def _at(values: Mapping[str, Any], path: str) -> Any:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from stereo.errors import SpecProblem
 from stereo.spec.fields import spec_field
 
 ModelType = Literal[
@@ -131,57 +130,6 @@ class FoundationStereoSpec:
     )
     mixed_precision: bool = spec_field(
         False, "Run the forward pass under autocast", automl_enabled=None
-    )
-
-
-def foundation_stereo_faults(model: FoundationStereoSpec) -> list[SpecProblem]:
-    """What in a `model` section contradicts itself or the network: one problem per broken rule."""
-    quarter = QUARTER_WIDTHS[model.encoder]
-    layouts = VARIANT_LAYOUTS[model.variant]
-    divisors = [groups for groups in (4, 8, 16) if quarter % groups == 0]
-    rules = (
-        (
-            "hidden_dims",
-            model.hidden_dims != LEVEL_WIDTHS,
-            f"got {model.hidden_dims}, the three levels of context and motion have 128 channels",
-            f"Use {LEVEL_WIDTHS}; model.n_gru_layers says how many levels refine",
-        ),
-        _multiple_rule("max_disparity", model.max_disparity, 32, "the hourglass halves it too"),
-        _multiple_rule("volume_dim", model.volume_dim, 4, "the attention has 4 heads"),
-        (
-            "cv_group",
-            quarter % model.cv_group != 0,
-            f"got {model.cv_group}, must divide the 1/4-scale width {quarter}",
-            f"Use {min(divisors, key=lambda groups: abs(groups - model.cv_group))}",
-        ),
-        (
-            "attention_layout",
-            model.attention_layout not in layouts,
-            f"got {model.attention_layout}, variant {model.variant} has {', '.join(layouts)}",
-            "Use auto",
-        ),
-        (
-            "n_gru_layers",
-            model.variant == "public" and model.n_gru_layers == 1,
-            "got 1, the public network refines with 2 or 3 levels",
-            "Use 2, or model.variant=tao",
-        ),
-    )
-    return [
-        SpecProblem("", f"model.{key}", problem, remedy)
-        for key, broken, problem, remedy in rules
-        if broken
-    ]
-
-
-def _multiple_rule(key: str, value: int, factor: int, why: str) -> tuple[str, bool, str, str]:
-    """Rule row: `value` is a multiple of `factor`."""
-    nearest = max(factor, round(value / factor) * factor)
-    return (
-        key,
-        value % factor != 0,
-        f"got {value}, needs a multiple of {factor}: {why}",
-        (f"Use {nearest}"),
     )
 
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from stereo.errors import SpecProblem
-from stereo.spec.experiment import ACTIONS, BP2_BLOCK, MODEL_KEY, MODEL_TYPE, ExperimentSpec
+from stereo.spec.experiment import ACTIONS, ExperimentSpec
 from stereo.spec.fields import MISSING, leaves
+from stereo.spec.models import BP2_BLOCK, MODELS, Model
+from stereo.spec.networks import LEVEL_WIDTHS, QUARTER_WIDTHS, VARIANT_LAYOUTS
 
 STRIDE = 32  # the encoder and the hourglass halve the image five times
 _MONO = "mono_metric and mono_relative"
@@ -34,7 +36,7 @@ NAME_HINTS: Mapping[str, str] = {
 }
 """Last name of an unknown path -> what to write instead."""
 
-OTHER_NETWORKS: Mapping[str, str] = {
+LATER_NETWORKS: Mapping[str, str] = {
     "dataset.normalize_depth": _MONO,
     "dataset.min_depth": _MONO,
     "dataset.max_depth": _MONO,
@@ -45,11 +47,15 @@ OTHER_NETWORKS: Mapping[str, str] = {
     "train.silog_lambda": "mono_metric",
     "train.relative_loss": "mono_relative",
     "train.gradient_loss_weight": "mono_relative",
-    "model.variant": "fs",
-    "model.attention_layout": "fs",
-    "train.cache_vit_features": "fs",
 }
-"""Keys that only other networks have, and the networks they belong to."""
+"""Keys that only networks of a later version have, and the networks they belong to."""
+
+
+def owner(path: str) -> str | None:
+    """Keys of the models that have a field or section, or of those that will have it."""
+    owners = [key for key, model in MODELS.items() if any(n.path == path for n in model.nodes)]
+    return " and ".join(owners) or LATER_NETWORKS.get(path)
+
 
 VALUE_ALIASES: Mapping[tuple[str, str], str] = {
     ("train.optim.lr_scheduler", "MultiStep"): "MultiStepLR",
@@ -88,13 +94,17 @@ _MODEL_WORDS: Mapping[str, str] = {
 
 def model_key_fault(name: str) -> tuple[str, str] | None:
     """What is wrong with a model key and the remedy; None when it names a model that exists."""
-    if name == MODEL_KEY:
+    if name in MODELS:
         return None
     meant = _MODEL_WORDS.get("".join(c for c in name.lower() if c.isalnum()))
-    remedy = f"Write {meant}" if meant else f"Models of this version: {MODEL_KEY} ({MODEL_TYPE})"
-    if name in ("fs", "mono_metric", "mono_relative"):
+    remedy = f"Write {meant}" if meant else f"Models of this version: {_models_in_words()}"
+    if name in ("mono_metric", "mono_relative"):
         return f"model {name} is not in this version", remedy
     return f"{name} is not a model key", remedy
+
+
+def _models_in_words() -> str:
+    return ", ".join(f"{model.model_type} (model key {key})" for key, model in MODELS.items())
 
 
 Check = Callable[[ExperimentSpec], str | None]
@@ -256,21 +266,59 @@ def _same_as(path: str, other: str, given: Check) -> Rule:
 def _widths_are_positive(path: str, least: int = 1) -> Rule:
     def broken(spec: ExperimentSpec) -> str | None:
         value = value_at(spec, path)
-        return _said_if(value is not None and value < least, f"got {value}, needs at least {least}")
+        return _said_if(
+            value is not None and value < least,
+            f"got {value}, needs at least {least}; the nearest is {least}",
+        )
 
     return Rule((path,), broken, "Use a number of channels")
-
-
-def _quarter_width(spec: ExperimentSpec) -> int:
-    """Channels of the 1/4-scale features."""
-    return {"vits": 128, "vitb": 160, "vitl": 224}[spec.model.encoder]
 
 
 def _state_width(spec: ExperimentSpec) -> str | None:
     hidden = spec.model.hidden_dims[0]
     gru = spec.model.gru_hidden or hidden
     context = (spec.model.cnet_conv04_widths or [hidden])[0]
-    return _said_if(gru != context, f"got {gru}, but the first context head has {context}")
+    return _said_if(
+        gru != context,
+        f"got {gru}, but the first context head has {context}; the nearest is {context}",
+    )
+
+
+def _level_widths(widths: list[int]) -> Rule:
+    """`model.hidden_dims` is the one value for which the network is defined."""
+
+    def broken(spec: ExperimentSpec) -> str | None:
+        given = spec.model.hidden_dims
+        return _said_if(given != widths, f"got {given}, each of the three levels has 128 channels")
+
+    remedy = f"Use {widths}; model.n_gru_layers says how many levels refine"
+    return Rule(("model.hidden_dims",), broken, remedy)
+
+
+def _layout_of_variant(spec: ExperimentSpec) -> str | None:
+    model: Any = spec.model
+    layouts = VARIANT_LAYOUTS[model.variant]
+    return _said_if(
+        model.attention_layout not in layouts,
+        f"got {model.attention_layout}, variant {model.variant} has {', '.join(layouts)}",
+    )
+
+
+def _levels_of_variant(spec: ExperimentSpec) -> str | None:
+    model: Any = spec.model
+    return _said_if(
+        model.variant == "public" and model.n_gru_layers == 1,
+        "got 1, the public network refines with 2 or 3 levels; the nearest is 2",
+    )
+
+
+def _group_divides_width(spec: ExperimentSpec) -> str | None:
+    groups, width = spec.model.cv_group, QUARTER_WIDTHS[spec.model.encoder]
+    nearest = min((n for n in (4, 8, 16) if width % n == 0), key=lambda n: abs(n - groups))
+    return _said_if(
+        bool(width % groups),
+        f"got {groups}, must divide the 1/4-scale width {width}; the nearest is {nearest}",
+    )
 
 
 def _inert(name: str) -> Rule:
@@ -287,10 +335,26 @@ def _inert(name: str) -> Rule:
 def _unread(path: str) -> Rule:
     return Rule(
         (path,),
-        lambda spec: _said_if(bool(value_at(spec, path)), f"{MODEL_TYPE} does not read it"),
+        lambda spec: _said_if(
+            bool(value_at(spec, path)), f"{spec.model.model_type} does not read it"
+        ),
         "Remove the key",
         warning=True,
     )
+
+
+def _other_model(model: Model) -> Rule:
+    def broken(spec: ExperimentSpec) -> str | None:
+        given = spec.model.model_type
+        known = any(given == other.model_type for other in MODELS.values())
+        problem = (
+            f"{given}, but the model key is {model.key}"
+            if known
+            else (f"{given} is not in this version")
+        )
+        return _said_if(given != model.model_type, problem)
+
+    return Rule(("model.model_type",), broken, f"Networks of this version: {_models_in_words()}")
 
 
 def _absent(path: str, remedy: str) -> Rule:
@@ -375,69 +439,78 @@ _SPLITS = ("train_dataset", "val_dataset", "test_dataset", "infer_dataset")
 _AUGMENTATIONS = tuple(f"dataset.{split}.augmentation" for split in _SPLITS)
 _TENSORRT = "gen_trt_engine.tensorrt"
 
-NETWORK_RULES: tuple[Rule, ...] = (
-    Rule(
-        ("model.model_type",),
-        lambda spec: _said_if(
-            spec.model.model_type != MODEL_TYPE, f"{spec.model.model_type} is not in this version"
-        ),
-        f"Networks of this version: {MODEL_TYPE} (model key {MODEL_KEY})",
-    ),
+STEREO_RULES: tuple[Rule, ...] = (
     _multiple("model.max_disparity", 32, "The hourglass halves the disparity axis too"),
     _multiple("model.volume_dim", 4, "The attention has 4 heads"),
-    _multiple("model.concat_channel", 2, "Left and right share the channels equally"),
-    _widths_are_positive("model.concat_channel", 2),
-    _widths_are_positive("model.motion_encoder_final"),
-    _widths_are_positive("model.gru_hidden"),
-    _widths_are_positive("model.disp_head_intermediate"),
-    _widths_are_positive("model.cam_mid_channels"),
-    Rule(
-        ("model.cv_group", "model.encoder"),
-        lambda spec: _said_if(
-            bool(_quarter_width(spec) % spec.model.cv_group),
-            f"{spec.model.cv_group} does not divide the 1/4-scale width {_quarter_width(spec)}",
-        ),
-        "Use a divisor",
-    ),
-    Rule(
-        ("model.hidden_dims", "model.n_gru_layers"),
-        lambda spec: _said_if(
-            len(spec.model.hidden_dims) != 1, f"got {len(spec.model.hidden_dims)} widths, needs 1"
-        ),
-        f"{MODEL_TYPE} has one GRU level",
-    ),
-    _same_as("model.gru_hidden", "model.cnet_conv04_widths", _state_width),
-    _same_as(
-        "model.mask_widths",
-        "model.spx_2_gru_widths",
-        lambda spec: _said_if(
-            spec.model.mask_widths[1] != spec.model.spx_2_gru_widths[0],
-            f"the second width {spec.model.mask_widths[1]} must equal the first of"
-            f" model.spx_2_gru_widths, {spec.model.spx_2_gru_widths[0]}",
-        ),
-    ),
-    _same_as(
-        "model.stem_2_widths",
-        "model.spx_2_gru_widths",
-        lambda spec: _said_if(
-            spec.model.stem_2_widths[1] != spec.model.spx_2_gru_widths[2],
-            f"the second width {spec.model.stem_2_widths[1]} must equal the third of"
-            f" model.spx_2_gru_widths, {spec.model.spx_2_gru_widths[2]}",
-        ),
-    ),
-    _inert("disp_head_input_dim"),
-    _inert("classifier_mid"),
-    _inert("cost_agg_conv_patch_padding"),
+    Rule(("model.cv_group", "model.encoder"), _group_divides_width, "Use a divisor"),
     _absent(
         "model.stereo_backbone.edgenext_pretrained_path",
         "Set train.pretrained_model_path to start from a whole network",
     ),
     _absent("model.mixed_precision", "Set train.precision=fp16 on a GPU"),
     _unread("model.low_memory"),
-    _unread("model.stereo_backbone.depth_anything_v2_pretrained_path"),
-    _unread("model.stereo_backbone.use_bn"),
-    _unread("model.stereo_backbone.use_clstoken"),
 )
+
+NETWORK_RULES: Mapping[str, tuple[Rule, ...]] = {
+    "ffs": (
+        *STEREO_RULES,
+        _multiple("model.concat_channel", 2, "Left and right share the channels equally"),
+        _widths_are_positive("model.concat_channel", 2),
+        _widths_are_positive("model.motion_encoder_final"),
+        _widths_are_positive("model.gru_hidden"),
+        _widths_are_positive("model.disp_head_intermediate"),
+        _widths_are_positive("model.cam_mid_channels"),
+        Rule(
+            ("model.hidden_dims", "model.n_gru_layers"),
+            lambda spec: _said_if(
+                len(spec.model.hidden_dims) != 1,
+                f"got {len(spec.model.hidden_dims)} widths, needs 1;"
+                f" the nearest is {(spec.model.hidden_dims or [128])[:1]}",
+            ),
+            "FastFoundationStereo has one GRU level",
+        ),
+        _same_as("model.gru_hidden", "model.cnet_conv04_widths", _state_width),
+        _same_as(
+            "model.mask_widths",
+            "model.spx_2_gru_widths",
+            lambda spec: _said_if(
+                spec.model.mask_widths[1] != spec.model.spx_2_gru_widths[0],
+                f"the second width {spec.model.mask_widths[1]} must equal the first of"
+                f" model.spx_2_gru_widths, {spec.model.spx_2_gru_widths[0]}",
+            ),
+        ),
+        _same_as(
+            "model.stem_2_widths",
+            "model.spx_2_gru_widths",
+            lambda spec: _said_if(
+                spec.model.stem_2_widths[1] != spec.model.spx_2_gru_widths[2],
+                f"the second width {spec.model.stem_2_widths[1]} must equal the third of"
+                f" model.spx_2_gru_widths, {spec.model.spx_2_gru_widths[2]}",
+            ),
+        ),
+        _inert("disp_head_input_dim"),
+        _inert("classifier_mid"),
+        _inert("cost_agg_conv_patch_padding"),
+        _unread("model.stereo_backbone.depth_anything_v2_pretrained_path"),
+        _unread("model.stereo_backbone.use_bn"),
+        _unread("model.stereo_backbone.use_clstoken"),
+    ),
+    "fs": (
+        *STEREO_RULES,
+        _level_widths(LEVEL_WIDTHS),
+        Rule(("model.attention_layout", "model.variant"), _layout_of_variant, "Use auto"),
+        Rule(
+            ("model.n_gru_layers", "model.variant"),
+            _levels_of_variant,
+            "Or set model.variant=tao",
+        ),
+        _absent(
+            "model.stereo_backbone.depth_anything_v2_pretrained_path",
+            "Set train.pretrained_model_path to start from a whole network",
+        ),
+    ),
+}
+"""What the sections `model` must obey."""
 
 DATA_RULES: tuple[Rule, ...] = (
     Rule(
@@ -445,7 +518,7 @@ DATA_RULES: tuple[Rule, ...] = (
         lambda spec: _said_if(
             spec.dataset.dataset_name != "StereoDataset", f"got {spec.dataset.dataset_name}"
         ),
-        f"{MODEL_TYPE} reads StereoDataset",
+        "A stereo network reads StereoDataset",
     ),
     Rule(
         ("dataset.max_disparity", "model.max_disparity"),
@@ -576,20 +649,25 @@ CONVERT_RULES: tuple[Rule, ...] = (
 
 OUTPUT_RULES = tuple(_output(action) for action in ACTIONS)
 
-RULES = (
-    *OUTPUT_RULES,
-    *CONVERT_RULES,
-    *NETWORK_RULES,
-    *DATA_RULES,
-    *TRAIN_RULES,
-    *DEPLOY_RULES,
-)
+RULES: Mapping[str, tuple[Rule, ...]] = {
+    key: (
+        *OUTPUT_RULES,
+        *CONVERT_RULES,
+        _other_model(model),
+        *NETWORK_RULES[key],
+        *DATA_RULES,
+        *TRAIN_RULES,
+        *DEPLOY_RULES,
+    )
+    for key, model in MODELS.items()
+}
+"""All rules of a model."""
 
 
 def bp2_mismatches(spec: ExperimentSpec) -> list[SpecProblem]:
     """Fields that keep the released bp2 weights from loading: what is given, what is needed."""
-    inert = {rule.keys[0] for rule in NETWORK_RULES if rule.warning}
-    shaping = [node.path for node in leaves(ExperimentSpec) if node.facts.shapes_weights]
+    inert = {rule.keys[0] for rule in NETWORK_RULES["ffs"] if rule.warning}
+    shaping = [node.path for node in leaves(type(spec)) if node.facts.shapes_weights]
     needed = ExperimentSpec()
     return [
         SpecProblem(

@@ -2,12 +2,12 @@
 
 `python -m stereo.spec.schema` writes, below the repository root (all files sorted and stable):
 
-    schemas/ffs/<action>.schema.json    JSON Schema 2020-12 of one verb's sections
-    schemas/ffs/experiment.schema.json  the same of all sections, for combined specs
-    schemas/ffs/model.json              verbs, objective, metrics, keys with a meaning
-    schemas/manifest.json               paths and hashes of the above
-    spec_templates/ffs/<action>.yaml    the packaged template, defaults as comments
-    docs/spec-reference.md              every field in a table
+    schemas/<model>/<action>.schema.json    JSON Schema 2020-12 of one verb's sections
+    schemas/<model>/experiment.schema.json  the same of all sections, for combined specs
+    schemas/<model>/model.json              verbs, objective, metrics, keys with a meaning
+    schemas/manifest.json                   paths and hashes of the above
+    spec_templates/<model>/<action>.yaml    the packaged template, defaults as comments
+    docs/spec-reference.md                  every field of every model in a table
 
 `--check` compares instead of writing, and lists every declaration that breaks a rule. Keywords
 that JSON Schema does not have are `automl_enabled` and those of `KEYWORDS`.
@@ -27,23 +27,9 @@ from typing import Any, cast
 
 import stereo
 from stereo.files import write_bytes
-from stereo.spec.experiment import (
-    ACTIONS,
-    CHECKPOINT_MB,
-    DATA_KEYS,
-    FIDELITY,
-    METRICS,
-    MODEL_KEY,
-    MODEL_TYPE,
-    OBJECTIVE,
-    SECONDS_PER_EPOCH,
-    SHORTHANDS,
-    WEIGHT_KEYS,
-    Action,
-    ExperimentSpec,
-    packaged_values,
-)
-from stereo.spec.fields import MISSING, Node, Scale, leaves, range_words, walk
+from stereo.spec.experiment import ACTIONS, DATA_KEYS, FIDELITY, METRICS, OBJECTIVE, Action
+from stereo.spec.fields import MISSING, Node, Scale, range_words, walk
+from stereo.spec.models import MODELS, Model
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA_VERSION = 1
@@ -130,20 +116,24 @@ STANDARD_KEYWORDS = frozenset(
 # -- JSON Schema ----------------------------------------------------------------------------------
 
 
-def experiment_schema(spec_class: type = ExperimentSpec) -> dict[str, Any]:
+def experiment_schema(model: Model) -> dict[str, Any]:
     """The schema of every section, for combined specs."""
-    return _root_schema(spec_class, walk(spec_class), None)
+    return _root_schema(model, model.nodes, None)
 
 
-def action_schema(action: str, spec_class: type = ExperimentSpec) -> dict[str, Any]:
+def action_schema(model: Model, action: str) -> dict[str, Any]:
     """The schema of the sections that one verb reads, with its required fields."""
     verb = ACTIONS[action]
-    return _root_schema(spec_class, _nodes_of(verb, spec_class), verb)
+    return _root_schema(model, _nodes_of(model, verb), verb)
 
 
-def _nodes_of(action: Action, spec_class: type) -> tuple[Node, ...]:
+def _nodes_of(model: Model, action: Action) -> tuple[Node, ...]:
     """Sections and fields of a verb: model, dataset with the verb's splits, its own section."""
-    return tuple(node for node in walk(spec_class) if _belongs(node.path, action))
+    return tuple(node for node in model.nodes if _belongs(node.path, action))
+
+
+def _fields_of(nodes: Sequence[Node]) -> list[Node]:
+    return [node for node in nodes if node.kind != "section"]
 
 
 def _belongs(path: str, action: Action) -> bool:
@@ -153,12 +143,12 @@ def _belongs(path: str, action: Action) -> bool:
     return first in ("results_dir", "model", "dataset", action.name)
 
 
-def _root_schema(spec_class: type, nodes: Sequence[Node], action: Action | None) -> dict[str, Any]:
+def _root_schema(model: Model, nodes: Sequence[Node], action: Action | None) -> dict[str, Any]:
     name = action.name if action else "experiment"
     candidates = action is None or action.name == SEARCHED_ACTION
     required = action.required if action else ()
     properties, top = _properties(nodes, "", required, candidates)
-    fields = [node for node in nodes if node.kind != "section"]
+    fields = _fields_of(nodes)
     searched = [node.path for node in fields if candidates and node.facts.search_default]
     never = [
         node.path
@@ -167,9 +157,9 @@ def _root_schema(spec_class: type, nodes: Sequence[Node], action: Action | None)
     ]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": f"urn:depthtune:schema:{MODEL_KEY}:{name}:{SCHEMA_VERSION}",
-        "title": f"{MODEL_TYPE}: {name}",
-        "description": (spec_class.__doc__ or "").strip(),
+        "$id": f"urn:depthtune:schema:{model.key}:{name}:{SCHEMA_VERSION}",
+        "title": f"{model.model_type}: {name}",
+        "description": f"An experiment with {model.model_type}.",
         "type": "object",
         "additionalProperties": False,
         "required": top,
@@ -178,7 +168,7 @@ def _root_schema(spec_class: type, nodes: Sequence[Node], action: Action | None)
         "automl_disabled_parameters": sorted(never),
         "x-popular": _popular(fields),
         "x-source": {
-            "model": MODEL_KEY,
+            "model": model.key,
             "action": name,
             "schema_version": SCHEMA_VERSION,
             "generator": f"depthtune {stereo.__version__}",
@@ -308,12 +298,13 @@ def _popular(fields: Sequence[Node]) -> dict[str, Any]:
 # -- templates ------------------------------------------------------------------------------------
 
 
-def template_text(action: str) -> str:
+def template_text(model: Model, action: str) -> str:
     """The packaged template: what the user must touch, and the other defaults as comments."""
     verb = ACTIONS[action]
-    values = packaged_values(action)
-    nodes = [node for node in walk(ExperimentSpec) if _in_template(node, verb, values)]
-    title = f"# {MODEL_TYPE} ({MODEL_KEY}): depth_net {action} -e THIS_FILE [key.path=value ...]"
+    values = model.packaged_values(action)
+    nodes = [node for node in model.nodes if _in_template(node, verb, values)]
+    name = f"{model.model_type} ({model.key})"
+    title = f"# {name}: depth_net {action} -e THIS_FILE [key.path=value ...]"
     note = "# ??? must be given. Commented keys show their defaults; remove the # to change one."
     return "\n".join([title, note, "", *_template_lines(nodes, "", values)]) + "\n"
 
@@ -387,26 +378,26 @@ def _yaml(value: Any) -> str:
 # -- model.json, manifest, reference page ---------------------------------------------------------
 
 
-def model_metadata() -> dict[str, Any]:
+def model_metadata(model: Model) -> dict[str, Any]:
     """What a tool must know about the model besides the schemas."""
-    fields = leaves(ExperimentSpec)
+    fields = _fields_of(model.nodes)
     return {
-        "key": MODEL_KEY,
-        "family": "stereo_ffs",
-        "model_type": MODEL_TYPE,
+        "key": model.key,
+        "family": model.family,
+        "model_type": model.model_type,
         "network_arch": NETWORK_ARCH,
         "schema_version": SCHEMA_VERSION,
         "automl_enabled": any(node.facts.search_default for node in fields),
         "objective": dict(OBJECTIVE),
         "fidelity": FIDELITY,
-        "checkpoint_mb": CHECKPOINT_MB,
-        "seconds_per_epoch": dict(SECONDS_PER_EPOCH),
+        "checkpoint_mb": model.checkpoint_mb,
+        "seconds_per_epoch": dict(model.seconds_per_epoch),
         "metrics": {name: dict(facts) for name, facts in METRICS.items()},
         "data_keys": dict(DATA_KEYS),
         "default_dataset": "GenericDataset",
-        "weight_keys": list(WEIGHT_KEYS),
+        "weight_keys": list(model.weight_keys),
         "key_defaults": _popular(fields),
-        "shorthands": dict(SHORTHANDS),
+        "shorthands": model.short_names,
         "actions": {
             action.name: {
                 "inputs": [asdict(given) for given in action.inputs],
@@ -415,69 +406,87 @@ def model_metadata() -> dict[str, Any]:
             }
             for action in ACTIONS.values()
         },
-        "spec_params": {action.name: dict(action.spec_params) for action in ACTIONS.values()},
+        "spec_params": {action: model.inherited(action) for action in ACTIONS},
     }
 
 
 def _manifest(files: Mapping[str, str]) -> dict[str, Any]:
-    def entry(action: str) -> dict[str, Any]:
-        schema_path = f"schemas/{MODEL_KEY}/{action}.schema.json"
-        template_path = f"spec_templates/{MODEL_KEY}/{action}.yaml"
-        schema = action_schema(action)
-        fields = [n for n in _nodes_of(ACTIONS[action], ExperimentSpec) if n.kind != "section"]
-        return {
-            "schema": schema_path,
-            "schema_sha256": _sha256(files[schema_path]),
-            "template": template_path,
-            "template_sha256": _sha256(files[template_path]),
-            "fields": len(fields),
-            "automl_default_parameters": schema["automl_default_parameters"],
-            "popular": schema["x-popular"],
-            "failures": [],
-        }
-
-    metadata = model_metadata()
     return {
         "schema_version": SCHEMA_VERSION,
         "generator": f"depthtune {stereo.__version__}",
         "models": {
-            MODEL_KEY: {
+            model.key: {
                 "network_arch": NETWORK_ARCH,
-                "model_type": MODEL_TYPE,
-                "automl_enabled": metadata["automl_enabled"],
-                "metadata": f"schemas/{MODEL_KEY}/model.json",
-                "experiment": f"schemas/{MODEL_KEY}/experiment.schema.json",
-                "actions": {action: entry(action) for action in ACTIONS},
+                "model_type": model.model_type,
+                "automl_enabled": model_metadata(model)["automl_enabled"],
+                "metadata": f"schemas/{model.key}/model.json",
+                "experiment": f"schemas/{model.key}/experiment.schema.json",
+                "actions": {action: _manifest_entry(model, action, files) for action in ACTIONS},
             }
+            for model in MODELS.values()
         },
     }
 
 
+def _manifest_entry(model: Model, action: str, files: Mapping[str, str]) -> dict[str, Any]:
+    schema_path = f"schemas/{model.key}/{action}.schema.json"
+    template_path = f"spec_templates/{model.key}/{action}.yaml"
+    schema = action_schema(model, action)
+    return {
+        "schema": schema_path,
+        "schema_sha256": _sha256(files[schema_path]),
+        "template": template_path,
+        "template_sha256": _sha256(files[template_path]),
+        "fields": len(_fields_of(_nodes_of(model, ACTIONS[action]))),
+        "automl_default_parameters": schema["automl_default_parameters"],
+        "popular": schema["x-popular"],
+        "failures": [],
+    }
+
+
 def reference_text() -> str:
-    """Every field in one table per section, as Markdown."""
+    """Every field in one table per section, as Markdown; a row names its models if not all."""
+    names = " and ".join(f"`{model.key}` ({model.model_type})" for model in MODELS.values())
     lines = [
         "# Spec reference",
         "",
         "Generated by `make schemas` from the dataclasses in `stereo/spec`; do not edit.",
         "",
-        f"Model `{MODEL_KEY}` ({MODEL_TYPE}). Search: **default** = a study searches it when it"
-        " names nothing, `enabled` and `by name` = only when the study names it. S = shapes"
-        " weights, kept fixed when weights are loaded. `???` must be given.",
+        f"Models: {names}; a field without a model belongs to every one. Search: **default** = a"
+        " study searches it when it names nothing, `enabled` and `by name` = only when the study"
+        " names it. S = shapes weights, kept fixed when weights are loaded. `???` must be given.",
     ]
-    rows: dict[str, list[str]] = {}
-    for node in leaves(ExperimentSpec):
-        rows.setdefault(node.path.rpartition(".")[0], []).append(_table_row(node))
-    for section, fields in rows.items():
+    for section, rows in _reference_rows().items():
         title = f"## `{section}`" if section else "## Root"
-        lines += ["", title, "", _TABLE_HEAD, _TABLE_RULE, *fields]
+        lines += ["", title, "", _TABLE_HEAD, _TABLE_RULE]
+        lines += [_table_row(row, models) for row, models in rows.items()]
     return "\n".join(lines) + "\n"
 
 
-_TABLE_HEAD = "| Field | Type | Default | Valid | Unit | Search | Meaning |"
-_TABLE_RULE = "|---|---|---|---|---|---|---|"
+def _reference_rows() -> dict[str, dict[tuple[str, ...], list[str]]]:
+    """Section -> cells of a row -> keys of the models that have it so, fields side by side."""
+    rows: dict[str, dict[str, dict[tuple[str, ...], list[str]]]] = {}
+    for model in MODELS.values():
+        for node in _fields_of(model.nodes):
+            section = rows.setdefault(node.path.rpartition(".")[0], {})
+            section.setdefault(node.name, {}).setdefault(_cells(node), []).append(model.key)
+    return {
+        section: {cells: models for field in fields.values() for cells, models in field.items()}
+        for section, fields in rows.items()
+    }
 
 
-def _table_row(node: Node) -> str:
+_TABLE_HEAD = "| Field | Model | Type | Default | Valid | Unit | Search | Meaning |"
+_TABLE_RULE = "|---|---|---|---|---|---|---|---|"
+
+
+def _table_row(cells: tuple[str, ...], models: Sequence[str]) -> str:
+    name, *rest = cells
+    shown = "" if len(models) == len(MODELS) else ", ".join(models)
+    return f"| {' | '.join((name, shown, *rest))} |"
+
+
+def _cells(node: Node) -> tuple[str, ...]:
     facts = node.facts
     search = {True: "**default**" if facts.search_default else "enabled", None: "by name"}.get(
         facts.automl_enabled, ""
@@ -497,7 +506,7 @@ def _table_row(node: Node) -> str:
         search = f"{search} S".strip()
     valid = ", ".join(str(choice) for choice in node.choices) or range_words(node)
     type_name = f"{node.value_type} or null" if node.nullable else node.value_type
-    cells = (
+    return (
         f"`{node.name}`",
         type_name,
         f"`{_yaml(node.default)}`",
@@ -506,7 +515,6 @@ def _table_row(node: Node) -> str:
         search,
         facts.description,
     )
-    return f"| {' | '.join(cells)} |"
 
 
 # -- files, checks, program -----------------------------------------------------------------------
@@ -514,31 +522,30 @@ def _table_row(node: Node) -> str:
 
 def render() -> dict[str, str]:
     """Path below the root -> text of every generated file."""
-    files = {
-        f"schemas/{MODEL_KEY}/experiment.schema.json": _json(experiment_schema()),
-        f"schemas/{MODEL_KEY}/model.json": _json(model_metadata()),
-        "docs/spec-reference.md": reference_text(),
-    }
-    for action in ACTIONS:
-        files[f"schemas/{MODEL_KEY}/{action}.schema.json"] = _json(action_schema(action))
-        files[f"spec_templates/{MODEL_KEY}/{action}.yaml"] = template_text(action)
+    files = {"docs/spec-reference.md": reference_text()}
+    for key, model in MODELS.items():
+        files[f"schemas/{key}/experiment.schema.json"] = _json(experiment_schema(model))
+        files[f"schemas/{key}/model.json"] = _json(model_metadata(model))
+        for action in ACTIONS:
+            files[f"schemas/{key}/{action}.schema.json"] = _json(action_schema(model, action))
+            files[f"spec_templates/{key}/{action}.yaml"] = template_text(model, action)
     files["schemas/manifest.json"] = _json(_manifest(files))
     return files
 
 
-def violations(spec_class: type = ExperimentSpec) -> list[str]:
+def violations(model: Model) -> list[str]:
     """Every declaration, keyword and template that breaks a rule of the generated files."""
-    found = [fault for node in leaves(spec_class) for fault in _field_faults(node)]
-    paths = {node.path for node in walk(spec_class)}
-    for node in walk(spec_class):
+    found = [fault for node in _fields_of(model.nodes) for fault in _field_faults(node)]
+    paths = {node.path for node in model.nodes}
+    for node in model.nodes:
         if not node.facts.description:
             found.append(f"{node.path}: no description")
         controls = {*(node.facts.active_if or ()), *filter(None, [node.facts.depends_on])}
         found += [f"{node.path}: depends on unknown {path}" for path in sorted(controls - paths)]
-    for schema in (experiment_schema(spec_class), *(action_schema(a, spec_class) for a in ACTIONS)):
+    for schema in (experiment_schema(model), *(action_schema(model, a) for a in ACTIONS)):
         found += _keyword_faults(schema, str(schema["title"]))
     for action in ACTIONS:
-        found += _template_faults(action, spec_class)
+        found += _template_faults(model, action)
     return found
 
 
@@ -588,14 +595,14 @@ def _keyword_faults(schema: Mapping[str, Any], where: str) -> Iterator[str]:
         yield from _keyword_faults(value, f"{where}: {name}")
 
 
-def _template_faults(action: str, spec_class: type) -> Iterator[str]:
+def _template_faults(model: Model, action: str) -> Iterator[str]:
     """Mistakes of a template after its open values were given."""
     import yaml
 
-    text = template_text(action)
+    text = template_text(model, action)
     for item, given in (("data_sources", _ONE_SOURCE), ("pattern", _ONE_PATTERN)):
         text = text.replace(f"{item}: {MISSING}", f"{item}: {given}")
-    for fault in _schema_faults(action_schema(action, spec_class), yaml.safe_load(text)):
+    for fault in _schema_faults(action_schema(model, action), yaml.safe_load(text)):
         yield f"template {action}: {fault}"
 
 
@@ -622,7 +629,7 @@ def differences(root: Path = ROOT) -> list[str]:
             found.append(f"{name}: missing")
         elif path.read_bytes() != text.encode():
             found.append(f"{name}: differs from the dataclasses")
-    for folder in (f"schemas/{MODEL_KEY}", f"spec_templates/{MODEL_KEY}"):
+    for folder in (f"{kind}/{key}" for kind in ("schemas", "spec_templates") for key in MODELS):
         present = {f"{folder}/{path.name}" for path in (root / folder).glob("*")}
         found += [f"{name}: not generated any more" for name in sorted(present - files.keys())]
     return found
@@ -656,7 +663,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     parser.add_argument("--root", type=Path, default=ROOT, help="folder with schemas/ and docs/")
     options = parser.parse_args(arguments)
-    faults = violations()
+    faults = [f"{model.key}: {fault}" for model in MODELS.values() for fault in violations(model)]
     if options.check:
         faults += [f"{line}; run `make schemas`" for line in differences(options.root)]
     if faults:

@@ -12,8 +12,10 @@ from jsonschema import Draft202012Validator
 
 from stereo.errors import SpecError
 from stereo.spec.experiment import ACTIONS, ExperimentSpec
-from stereo.spec.fields import Node, leaves
-from stereo.spec.load import load_spec, template, to_dict
+from stereo.spec.fields import Node
+from stereo.spec.load import given_values, load_spec, named_model, template, to_dict
+from stereo.spec.models import MODELS, Model
+from stereo.spec.networks import FoundationStereoSpec
 from stereo.spec.rules import RULES
 from stereo.spec.schema import experiment_schema
 
@@ -39,13 +41,18 @@ GIVEN: dict[str, list[str]] = {
 }
 
 
-def load(*overrides: str, source: Any = None, action: str = "train") -> ExperimentSpec:
-    return load_spec(source, ["results_dir=out", *GIVEN[action], *overrides], action=action)
+def load(
+    *overrides: str, source: Any = None, action: str = "train", model: str | None = None
+) -> ExperimentSpec:
+    given = ["results_dir=out", *GIVEN[action], *overrides]
+    return load_spec(source, given, action=action, model=model)
 
 
-def mistakes(*overrides: str, source: Any = None, action: str = "train") -> list[str]:
+def mistakes(
+    *overrides: str, source: Any = None, action: str = "train", model: str | None = None
+) -> list[str]:
     with pytest.raises(SpecError) as caught:
-        load(*overrides, source=source, action=action)
+        load(*overrides, source=source, action=action, model=model)
     return [str(problem) for problem in caught.value.problems]
 
 
@@ -57,11 +64,89 @@ def write(path: Path, text: str) -> Path:
 # -- merging --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("action", list(ACTIONS))
-def test_every_template_loads_once_its_open_values_are_given(action: str) -> None:
-    spec = load(action=action)
+def test_every_template_loads_once_its_open_values_are_given(model: Model, action: str) -> None:
+    spec = load(source=template(model.key, action), action=action)
+    assert type(spec) is model.spec_class
     assert spec.results_dir == "out"
-    assert spec.model == ExperimentSpec().model
+    assert spec.model == model.spec_class().model
+
+
+# -- which model ----------------------------------------------------------------------------------
+
+FS = "model.model_type=FoundationStereo"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "source", "model", "key"),
+    [
+        ((), None, None, "ffs"),
+        ((), {"model": {"corr_radius": 3}}, None, "ffs"),
+        ((), {"model": {"model_type": "FoundationStereo"}}, None, "fs"),
+        ((FS,), None, None, "fs"),
+        (("+model.model_type='FoundationStereo'",), None, None, "fs"),
+        ((FS,), {"model": {"model_type": "FastFoundationStereo"}}, None, "fs"),
+        ((), None, "fs", "fs"),
+        ((), {"train": {"num_epochs": 2}}, "fs", "fs"),
+    ],
+)
+def test_the_model_is_the_one_asked_for_else_the_one_the_spec_names(
+    overrides: tuple[str, ...], source: Any, model: str | None, key: str
+) -> None:
+    spec = load(*overrides, source=source, model=model)
+    assert type(spec) is MODELS[key].spec_class
+    assert spec.train.optim.lr_scheduler == {"ffs": "MultiStepLR", "fs": "PolynomialLR"}[key]
+
+
+def test_a_spec_says_which_model_it_names(tmp_path: Path) -> None:
+    file = write(tmp_path / "spec.yaml", "model: {model_type: FoundationStereo}\n")
+    assert named_model(file) == "fs"
+    assert named_model(file, ["model.model_type=FastFoundationStereo"]) == "ffs"
+    assert named_model({"model": None}) is None
+    assert named_model({"model": {"model_type": "ResNet"}}) is None
+
+
+def test_values_given_for_a_model_are_its_own() -> None:
+    values = given_values({}, ["model.variant=public"], action="train", model="fs")
+    assert values == {"model.variant": "public"}
+
+
+def test_short_names_are_those_of_the_model() -> None:
+    assert "unknown key" in mistakes("depth_anything_ptm=a.pth")[0]
+    (mistake,) = mistakes("depth_anything_ptm=a.pth", model="fs")
+    assert "model.stereo_backbone.depth_anything_v2_pretrained_path" in mistake
+
+
+@pytest.mark.parametrize(
+    ("model", "path", "said"),
+    [
+        ("fs", "model.mask_widths", "belongs to ffs, not to fs"),
+        ("fs", "model.gwc_feature_normalize", "belongs to ffs, not to fs"),
+        ("fs", "model.mono_backbone", "belongs to mono_metric and mono_relative, not to fs"),
+        ("ffs", "model.variant", "belongs to fs, not to ffs"),
+        ("ffs", "model.attention_layout", "belongs to fs, not to ffs"),
+    ],
+)
+def test_a_key_of_another_network_is_refused(model: str, path: str, said: str) -> None:
+    (mistake,) = mistakes(f"{path}=1", model=model)
+    assert said in mistake
+
+
+def test_defaults_of_a_section_are_those_of_the_model() -> None:
+    spec = load(model="fs", action="export")
+    assert isinstance(spec.model, FoundationStereoSpec)
+    assert (spec.export.input_height, spec.export.batch_size, spec.export.valid_iters) == (
+        320,
+        -1,
+        22,
+    )
+    assert spec.dataset.max_disparity == 416
+    assert MODELS["fs"].spec_class().gen_trt_engine.batch_size == -1
+    assert ExperimentSpec().export.valid_iters == 8
+
+
+# -- merging --------------------------------------------------------------------------------------
 
 
 def test_later_layers_win_and_lists_replace(tmp_path: Path) -> None:
@@ -213,7 +298,7 @@ def test_other_spellings_are_accepted(override: str, path: str, value: str) -> N
         ("gen_trt_engine.tensorrt.data_type=bf16", "no bf16 engine"),
         ("export.format=xdl", "not a public format"),
         ("train.optim.optimizer=adamw", "Did you mean AdamW"),
-        ("model.model_type=FoundationStereo", "FastFoundationStereo (model key ffs)"),
+        ("model.model_type=MetricDepthAnything", "FoundationStereo (model key fs)"),
     ],
 )
 def test_hint_for_a_value(override: str, said: str) -> None:
@@ -239,8 +324,8 @@ def test_hint_for_a_model_key(name: str, meant: str) -> None:
 
 
 def test_a_model_of_a_later_version_is_said_to_be_missing() -> None:
-    with pytest.raises(SpecError, match=r"model fs is not in this version.*ffs"):
-        template("fs", "train")
+    with pytest.raises(SpecError, match=r"model mono_metric is not in this version.*ffs"):
+        template("mono_metric", "train")
 
 
 # -- mistakes -------------------------------------------------------------------------------------
@@ -394,8 +479,11 @@ def test_an_unknown_verb_is_refused() -> None:
 
 # -- round trip -----------------------------------------------------------------------------------
 
-_BOUND = {key for rule in RULES if not rule.warning for key in rule.keys}
-_FREE = [node for node in leaves(ExperimentSpec) if node.path not in _BOUND]
+
+def free_nodes(model: Model) -> list[Node]:
+    """The fields that no rule ties to another."""
+    bound = {key for rule in RULES[model.key] if not rule.warning for key in rule.keys}
+    return [node for node in model.nodes if node.kind != "section" and node.path not in bound]
 
 
 def values_of(node: Node) -> st.SearchStrategy[Any]:
@@ -422,17 +510,26 @@ def values_of(node: Node) -> st.SearchStrategy[Any]:
     return st.none() | values if node.nullable else values
 
 
-SPECS = st.lists(st.sampled_from(_FREE), max_size=25, unique_by=lambda node: node.path).flatmap(
-    lambda nodes: st.fixed_dictionaries({node.path: values_of(node) for node in nodes})
-)
-VALIDATOR = Draft202012Validator(experiment_schema())
+def values_for(model: Model) -> st.SearchStrategy[dict[str, Any]]:
+    """Values of some free fields by path."""
+    nodes = st.lists(
+        st.sampled_from(free_nodes(model)), max_size=25, unique_by=lambda node: node.path
+    )
+    return nodes.flatmap(
+        lambda chosen: st.fixed_dictionaries({node.path: values_of(node) for node in chosen})
+    )
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
-@given(values=SPECS)
+VALIDATORS = {key: Draft202012Validator(experiment_schema(model)) for key, model in MODELS.items()}
+
+
+@pytest.mark.parametrize("key", MODELS)
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
 def test_what_the_loader_accepts_the_schema_accepts_and_loads_again(
-    values: dict[str, Any],
+    key: str, data: st.DataObject
 ) -> None:
+    values = data.draw(values_for(MODELS[key]))
     source: dict[str, Any] = {}
     for path, value in {
         "dataset.train_dataset.data_sources": PAIRS,
@@ -447,8 +544,8 @@ def test_what_the_loader_accepts_the_schema_accepts_and_loads_again(
     if source["dataset"]["train_dataset"]["data_sources"] is None:
         source["dataset"]["train_dataset"]["data_sources"] = PAIRS
 
-    spec = load_spec(source, action="train")
+    spec = load_spec(source, action="train", model=key)
 
     plain = to_dict(spec)
-    assert [error.message for error in VALIDATOR.iter_errors(plain)] == []
+    assert [error.message for error in VALIDATORS[key].iter_errors(plain)] == []
     assert load_spec(plain, action="train") == spec

@@ -5,8 +5,9 @@ import logging
 import pytest
 
 from stereo.errors import SpecError
-from stereo.spec.experiment import ACTIONS, BP2_BLOCK, ExperimentSpec
+from stereo.spec.experiment import ACTIONS, ExperimentSpec
 from stereo.spec.load import load_spec
+from stereo.spec.models import BP2_BLOCK, MODELS
 from stereo.spec.rules import RULES, bp2_mismatches, model_key_fault, value_at
 
 SOURCE = "=[{dataset_name: Middlebury, data_file: a}]"
@@ -16,21 +17,12 @@ INFERENCE = ("dataset.infer_dataset.data_sources" + SOURCE,)
 AUGMENTATION = "dataset.{}_dataset.augmentation"
 SPLITS = ("train", "val", "test", "infer")
 
-# key of the rule, overrides that break it, what the message says
+# key of the rule, overrides that break it, what the message says; for every model
 BROKEN: list[tuple[str, tuple[str, ...], str]] = [
     ("model.model_type", ("model.model_type=RelativeDepthAnything",), "not in this version"),
-    ("model.max_disparity", ("model.max_disparity=112",), "got 112, needs a multiple of 32"),
-    ("model.volume_dim", ("model.volume_dim=30",), "got 30, needs a multiple of 4"),
-    ("model.concat_channel", ("model.concat_channel=23",), "got 23, needs a multiple of 2"),
-    ("model.concat_channel", ("model.concat_channel=0",), "needs at least 2"),
-    ("model.motion_encoder_final", ("model.motion_encoder_final=0",), "needs at least 1"),
-    ("model.disp_head_intermediate", ("model.disp_head_intermediate=-1",), "needs at least 1"),
-    ("model.cam_mid_channels", ("model.cam_mid_channels=0",), "needs at least 1"),
-    ("model.hidden_dims", ("model.hidden_dims=[128, 128, 128]",), "got 3 widths, needs 1"),
-    ("model.gru_hidden", ("model.gru_hidden=64",), "got 64, but the first context head has 60"),
-    ("model.gru_hidden", ("model.gru_hidden=null",), "got 128, but the first context head has 60"),
-    ("model.mask_widths", ("model.mask_widths=[32, 24]",), "the second width 24"),
-    ("model.stem_2_widths", ("model.stem_2_widths=[12, 24]",), "the second width 24"),
+    ("model.max_disparity", ("model.max_disparity=112",), "multiple of 32; the nearest is 128"),
+    ("model.max_disparity", ("model.max_disparity=33",), "got 33, needs a multiple of 32"),
+    ("model.volume_dim", ("model.volume_dim=30",), "multiple of 4; the nearest is 32"),
     ("model.mixed_precision", ("model.mixed_precision=true",), "not implemented"),
     (
         "model.stereo_backbone.edgenext_pretrained_path",
@@ -147,17 +139,66 @@ BROKEN: list[tuple[str, tuple[str, ...], str]] = [
     ),
 ]
 
+BROKEN_OF: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
+    "ffs": [
+        ("model.concat_channel", ("model.concat_channel=23",), "got 23, needs a multiple of 2"),
+        ("model.concat_channel", ("model.concat_channel=0",), "needs at least 2"),
+        ("model.motion_encoder_final", ("model.motion_encoder_final=0",), "needs at least 1"),
+        ("model.disp_head_intermediate", ("model.disp_head_intermediate=-1",), "needs at least 1"),
+        ("model.cam_mid_channels", ("model.cam_mid_channels=0",), "needs at least 1"),
+        (
+            "model.hidden_dims",
+            ("model.hidden_dims=[128, 128, 128]",),
+            "got 3 widths, needs 1; the nearest is [128]",
+        ),
+        ("model.gru_hidden", ("model.gru_hidden=64",), "got 64, but the first context head has 60"),
+        (
+            "model.gru_hidden",
+            ("model.gru_hidden=null",),
+            "got 128, but the first context head has 60",
+        ),
+        ("model.mask_widths", ("model.mask_widths=[32, 24]",), "the second width 24"),
+        ("model.stem_2_widths", ("model.stem_2_widths=[12, 24]",), "the second width 24"),
+        ("model.model_type", ("model.model_type=FoundationStereo",), "but the model key is ffs"),
+    ],
+    "fs": [
+        (
+            "model.hidden_dims",
+            ("model.hidden_dims=[128, 128]",),
+            "got [128, 128], each of the three levels has 128 channels. Use [128, 128, 128]",
+        ),
+        ("model.hidden_dims", ("model.hidden_dims=[64, 64, 64]",), "got [64, 64, 64]"),
+        (
+            "model.attention_layout",
+            ("model.attention_layout=mha",),
+            "got mha, variant tao has auto, rows. Use auto",
+        ),
+        (
+            "model.attention_layout",
+            ("model.variant=public", "model.attention_layout=rows"),
+            "got rows, variant public has auto, groups, mha",
+        ),
+        (
+            "model.n_gru_layers",
+            ("model.variant=public", "model.n_gru_layers=1"),
+            "got 1, the public network refines with 2 or 3 levels; the nearest is 2",
+        ),
+        (
+            "model.stereo_backbone.depth_anything_v2_pretrained_path",
+            ("model.stereo_backbone.depth_anything_v2_pretrained_path=a.pth",),
+            "not implemented",
+        ),
+        (
+            "model.model_type",
+            ("model.model_type=FastFoundationStereo",),
+            "but the model key is fs",
+        ),
+    ],
+}
+CASES = [(key, *case) for key in MODELS for case in (*BROKEN, *BROKEN_OF[key])]
+
 WARNED: list[tuple[str, tuple[str, ...]]] = [
-    ("model.disp_head_input_dim", ("model.disp_head_input_dim=61",)),
-    ("model.classifier_mid", ("model.classifier_mid=15",)),
     ("model.low_memory", ("model.low_memory=2",)),
-    ("model.cost_agg_conv_patch_padding", ("model.cost_agg_conv_patch_padding=[1, 0, 0]",)),
-    (
-        "model.stereo_backbone.depth_anything_v2_pretrained_path",
-        ("model.stereo_backbone.depth_anything_v2_pretrained_path=a",),
-    ),
-    ("model.stereo_backbone.use_bn", ("model.stereo_backbone.use_bn=true",)),
-    ("model.stereo_backbone.use_clstoken", ("model.stereo_backbone.use_clstoken=true",)),
     ("dataset.max_disparity", ("dataset.max_disparity=64",)),
     ("train.optim.lr_decay", ("train.optim.lr_decay=0.9", "train.optim.lr_scheduler=PolynomialLR")),
     ("train.optim.lr", ("train.optim.lr=1e-3", "train.pretrained_model_path=a.pth")),
@@ -166,19 +207,34 @@ WARNED: list[tuple[str, tuple[str, ...]]] = [
         ("gen_trt_engine.tensorrt.workspace_size=1024",),
     ),
 ]
+WARNED_OF: dict[str, list[tuple[str, tuple[str, ...]]]] = {
+    "ffs": [
+        ("model.disp_head_input_dim", ("model.disp_head_input_dim=61",)),
+        ("model.classifier_mid", ("model.classifier_mid=15",)),
+        ("model.cost_agg_conv_patch_padding", ("model.cost_agg_conv_patch_padding=[1, 0, 0]",)),
+        (
+            "model.stereo_backbone.depth_anything_v2_pretrained_path",
+            ("model.stereo_backbone.depth_anything_v2_pretrained_path=a",),
+        ),
+        ("model.stereo_backbone.use_bn", ("model.stereo_backbone.use_bn=true",)),
+        ("model.stereo_backbone.use_clstoken", ("model.stereo_backbone.use_clstoken=true",)),
+    ],
+    "fs": [],
+}
 
 
-def problems(overrides: tuple[str, ...], action: str) -> dict[str, str]:
+def problems(overrides: tuple[str, ...], action: str, model: str | None = None) -> dict[str, str]:
     with pytest.raises(SpecError) as caught:
-        load_spec(None, ["results_dir=out", *overrides], action=action)
+        load_spec(None, ["results_dir=out", *overrides], action=action, model=model)
     return {problem.key: str(problem) for problem in caught.value.problems}
 
 
-@pytest.mark.parametrize(("key", "overrides", "said"), BROKEN)
+@pytest.mark.parametrize(("model", "key", "overrides", "said"), CASES)
 def test_a_broken_rule_is_reported_at_its_key(
-    key: str, overrides: tuple[str, ...], said: str
+    model: str, key: str, overrides: tuple[str, ...], said: str
 ) -> None:
-    found = problems((*TRAIN, *overrides), "train")
+    epochs = ("train.num_epochs=1",)
+    found = problems((*TRAIN, *epochs, *overrides), "train", model)
     assert said in found[key]
     assert found[key].startswith("command line: ")
 
@@ -215,12 +271,15 @@ def test_suffixes_that_can_be_swapped_break_no_rule(image: str, ground_truth: st
     load_spec(None, ["results_dir=out", *TRAIN, *patterns, *extensions], action="train")
 
 
-@pytest.mark.parametrize(("key", "overrides"), WARNED)
+@pytest.mark.parametrize(
+    ("model", "key", "overrides"),
+    [(key, *case) for key in MODELS for case in (*WARNED, *WARNED_OF[key])],
+)
 def test_a_field_without_effect_is_worth_a_warning(
-    key: str, overrides: tuple[str, ...], caplog: pytest.LogCaptureFixture
+    model: str, key: str, overrides: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        load_spec(None, ["results_dir=out", *TRAIN, *overrides], action="train")
+        load_spec(None, ["results_dir=out", *TRAIN, *overrides], action="train", model=model)
     assert [m for m in caplog.messages if m.startswith(f"command line: {key}: ")]
 
 
@@ -255,18 +314,37 @@ def test_either_results_dir_is_enough(action: str) -> None:
     assert "results_dir" not in {problem.key for problem in caught.value.problems}
 
 
-def test_every_rule_has_a_case() -> None:
+@pytest.mark.parametrize("model", MODELS)
+def test_every_rule_has_a_case(model: str) -> None:
     files = ("checkpoint", "trt_engine")
     sources = {f"{action}.{file}" for action in ("evaluate", "inference") for file in files}
-    keys = {key for key, *_ in (*BROKEN, *WARNED)} | sources | {"results_dir"}
+    cases = (*BROKEN, *BROKEN_OF[model], *WARNED, *WARNED_OF[model])
+    keys = {key for key, *_ in cases} | sources | {"results_dir"}
     # 4, 8 and 16 divide the width of every encoder, so this rule cannot break today.
-    assert {rule.keys[0] for rule in RULES} - keys == {"model.cv_group"}
+    assert {rule.keys[0] for rule in RULES[model]} - keys == {"model.cv_group"}
 
 
-def test_defaults_break_no_rule_but_the_open_ones() -> None:
-    spec = ExperimentSpec()
-    broken = {rule.keys[0] for rule in RULES if rule.broken(spec)}
+@pytest.mark.parametrize("model", MODELS)
+def test_defaults_break_no_rule_but_the_open_ones(model: str) -> None:
+    spec = MODELS[model].spec_class()
+    broken = {rule.keys[0] for rule in RULES[model] if rule.broken(spec)}
     assert broken == {"results_dir", "evaluate.checkpoint", "inference.checkpoint"}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model.n_gru_layers=1",),
+        ("model.variant=public", "model.attention_layout=groups", "model.n_gru_layers=2"),
+        ("model.variant=public", "model.attention_layout=mha"),
+        ("model.variant=tao", "model.attention_layout=rows"),
+        ("model.variant=auto", "model.attention_layout=mha"),
+        ("model.encoder=vitl", "model.cv_group=16", "model.volume_dim=64"),
+        ("model.max_disparity=832", "dataset.max_disparity=832"),
+    ],
+)
+def test_valid_combinations_of_foundation_stereo_break_no_rule(overrides: tuple[str, ...]) -> None:
+    load_spec(None, ["results_dir=out", *TRAIN, *overrides], action="train", model="fs")
 
 
 def test_bp2_mismatches_are_listed_as_given_and_needed() -> None:
@@ -293,6 +371,6 @@ def test_family_defaults_equal_the_bp2_block() -> None:
     assert len(BP2_BLOCK) == 28
 
 
-def test_the_one_model_key_has_no_fault() -> None:
-    assert model_key_fault("ffs") is None
+def test_keys_of_models_have_no_fault() -> None:
+    assert [model_key_fault(key) for key in MODELS] == [None, None]
     assert model_key_fault("resnet") is not None

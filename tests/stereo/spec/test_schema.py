@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,15 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from stereo.spec import schema
-from stereo.spec.experiment import ACTIONS, ExperimentSpec, packaged_values
+from stereo.spec.experiment import ACTIONS, ExperimentSpec
 from stereo.spec.fields import Scale, spec_field
 from stereo.spec.load import load_spec, template
-from stereo.spec.networks import FastFoundationStereoSpec
+from stereo.spec.models import MODELS, Model
 
 FILES = schema.render()
 SCHEMAS = {name: json.loads(text) for name, text in FILES.items() if "schema.json" in name}
+every_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+every_action = pytest.mark.parametrize("action", list(ACTIONS))
 
 
 def generate(root: Path) -> Path:
@@ -58,32 +60,38 @@ def test_every_schema_is_strict_json_schema(name: str) -> None:
     assert "NaN" not in FILES[name]
 
 
-@pytest.mark.parametrize("action", list(ACTIONS))
-def test_an_action_schema_holds_what_the_verb_reads(action: str) -> None:
-    made = SCHEMAS[f"schemas/ffs/{action}.schema.json"]
+@every_model
+@every_action
+def test_an_action_schema_holds_what_the_verb_reads(model: Model, action: str) -> None:
+    made = SCHEMAS[f"schemas/{model.key}/{action}.schema.json"]
     splits = {name for name in made["properties"]["dataset"]["properties"] if "_dataset" in name}
     assert set(made["properties"]) == {"results_dir", "model", "dataset", action}
     assert splits == set(ACTIONS[action].splits)
 
 
-def test_only_the_train_schema_carries_candidates() -> None:
+@every_model
+def test_only_the_train_schema_carries_candidates(model: Model) -> None:
     for action in ACTIONS:
-        made = SCHEMAS[f"schemas/ffs/{action}.schema.json"]
+        made = SCHEMAS[f"schemas/{model.key}/{action}.schema.json"]
         assert bool(made["automl_default_parameters"]) == (action == "train")
         assert ('"automl_enabled": true' in json.dumps(made)) == (action == "train")
         assert made["automl_disabled_parameters"] == sorted(made["automl_disabled_parameters"])
 
 
-@pytest.mark.parametrize("action", list(ACTIONS))
-def test_a_template_says_what_the_loader_merges(action: str) -> None:
-    text = FILES[f"spec_templates/ffs/{action}.yaml"]
-    assert yaml.safe_load(text) == template("ffs", action)
-    assert len(packaged_values(action)) < 60
+@every_model
+@every_action
+def test_a_template_says_what_the_loader_merges(model: Model, action: str) -> None:
+    text = FILES[f"spec_templates/{model.key}/{action}.yaml"]
+    assert yaml.safe_load(text) == template(model.key, action)
+    assert len(model.packaged_values(action)) < 60
 
 
-@pytest.mark.parametrize("action", list(ACTIONS))
-def test_every_commented_default_may_be_switched_on(action: str, tmp_path: Path) -> None:
-    head, _, body = FILES[f"spec_templates/ffs/{action}.yaml"].partition("\n\n")
+@every_model
+@every_action
+def test_every_commented_default_may_be_switched_on(
+    model: Model, action: str, tmp_path: Path
+) -> None:
+    head, _, body = FILES[f"spec_templates/{model.key}/{action}.yaml"].partition("\n\n")
     lines = [line.replace("# ", "", 1) if line.lstrip().startswith("# ") else line
              for line in body.splitlines()]  # fmt: skip
     open_values = {
@@ -99,34 +107,38 @@ def test_every_commented_default_may_be_switched_on(action: str, tmp_path: Path)
     file = tmp_path / "all.yaml"
     file.write_text(filled)
 
-    assert head.startswith("# FastFoundationStereo")
+    assert head.startswith(f"# {model.model_type} ({model.key})")
     spec = load_spec(file, action=action)
 
+    assert type(spec) is model.spec_class
     assert spec.train.seed == 1234
 
 
-def test_required_fields_are_required_only_by_their_verb() -> None:
-    export = SCHEMAS["schemas/ffs/export.schema.json"]
+@every_model
+def test_required_fields_are_required_only_by_their_verb(model: Model) -> None:
+    export = SCHEMAS[f"schemas/{model.key}/export.schema.json"]
     assert export["required"] == ["export"]
     assert export["properties"]["export"]["required"] == ["checkpoint"]
     assert "default" not in export["properties"]["export"]["properties"]["checkpoint"]
-    assert SCHEMAS["schemas/ffs/experiment.schema.json"]["required"] == []
+    assert SCHEMAS[f"schemas/{model.key}/experiment.schema.json"]["required"] == []
 
 
-def test_manifest_names_every_file_with_its_hash() -> None:
-    model = json.loads(FILES["schemas/manifest.json"])["models"]["ffs"]
-    assert model["automl_enabled"] is True
-    assert model["network_arch"] == "depth_net_stereo"
-    for action, entry in model["actions"].items():
+@every_model
+def test_manifest_names_every_file_with_its_hash(model: Model) -> None:
+    row = json.loads(FILES["schemas/manifest.json"])["models"][model.key]
+    assert row["automl_enabled"] is True
+    assert row["network_arch"] == "depth_net_stereo"
+    for action, entry in row["actions"].items():
         assert entry["schema_sha256"] == schema._sha256(FILES[entry["schema"]])
         assert entry["template_sha256"] == schema._sha256(FILES[entry["template"]])
         assert entry["failures"] == []
         assert (len(entry["automl_default_parameters"]) == 17) == (action == "train")
 
 
-def test_model_metadata_names_real_fields() -> None:
-    made = json.loads(FILES["schemas/ffs/model.json"])
-    paths = {node.path for node in schema.walk(ExperimentSpec)}
+@every_model
+def test_model_metadata_names_real_fields(model: Model) -> None:
+    made = json.loads(FILES[f"schemas/{model.key}/model.json"])
+    paths = {node.path for node in model.nodes}
     named = {
         *made["data_keys"].values(),
         *made["weight_keys"],
@@ -141,10 +153,21 @@ def test_model_metadata_names_real_fields() -> None:
     assert made["objective"].items() <= {**made["metrics"]["val/epe"], "metric": "val/epe"}.items()
 
 
-def test_the_reference_page_lists_every_field() -> None:
+def test_the_reference_page_lists_every_field_of_every_model_once() -> None:
     page = FILES["docs/spec-reference.md"]
-    assert page.count("\n| `") == len(schema.leaves(ExperimentSpec))
-    assert page.count("## `model`\n") == 1
+    listed: dict[str, list[str]] = {key: [] for key in MODELS}
+    for section in page.split("\n## ")[1:]:
+        prefix = section.partition("\n")[0].strip("`")
+        for row in (line for line in section.splitlines() if line.startswith("| `")):
+            name, models = (cell.strip() for cell in row.split("|")[1:3])
+            path = name.strip("`") if prefix == "Root" else f"{prefix}.{name.strip('`')}"
+            for key in models.split(", ") if models else MODELS:
+                listed[key].append(path)
+    assert {key: sorted(paths) for key, paths in listed.items()} == {
+        key: sorted(node.path for node in model.nodes if node.kind != "section")
+        for key, model in MODELS.items()
+    }
+    assert "| `lr_scheduler` | fs | categorical | `PolynomialLR` |" in page
 
 
 # -- checks ---------------------------------------------------------------------------------------
@@ -200,7 +223,7 @@ class Planted(ExperimentSpec):
 
 
 def test_violations_of_the_declarations_are_listed() -> None:
-    assert schema.violations(Planted) == [
+    assert schema.violations(replace(MODELS["ffs"], spec_class=Planted)) == [
         "below: default 1 below 2",
         "above: default 9.0 above 8",
         "half_open: enabled without both ends of a search range",
@@ -213,9 +236,9 @@ def test_violations_of_the_declarations_are_listed() -> None:
 
 
 def test_a_template_that_does_not_validate_is_a_violation() -> None:
-    faults = list(schema._template_faults("export", FastFoundationStereoSpec))
-    assert len(faults) == 1
-    assert "'export', 'model', 'results_dir' were unexpected" in faults[0]
+    broken = replace(MODELS["ffs"], templates={"export": {"export.input_height": 5}})
+    (fault,) = schema._template_faults(broken, "export")
+    assert "export.input_height: 5 is less than the minimum of 32" in fault
 
 
 def test_an_unknown_keyword_is_a_violation() -> None:

@@ -1,0 +1,206 @@
+"""The models of this version as rows: names, spec classes, and what their templates say.
+
+What no row says is the same for every network and stands in `experiment.py`. How a network is
+built and which files it can load is a row of `stereo/registry.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from stereo.spec import experiment
+from stereo.spec.experiment import ACTIONS, ExperimentSpec, FoundationStereoExperiment
+from stereo.spec.fields import MISSING, Node, walk
+
+_TRAIN_WEIGHTS = ("train.pretrained_model_path", "train.resume_training_checkpoint_path")
+_EDGENEXT = "model.stereo_backbone.edgenext_pretrained_path"
+_DEPTH_ANYTHING = "model.stereo_backbone.depth_anything_v2_pretrained_path"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is published about one network, and where its experiments differ from the others.
+
+    Attributes:
+        key: `ffs`, as in `MODEL=` and the folder names.
+        model_type: the long name inside a spec (`model.model_type`).
+        family: row of the field table (`fields.csv` of the design pages).
+        spec_class: dataclass of the experiment.
+        block: values of section `model` in the templates of verbs that meet the network.
+        templates: verb -> values of its template beside those of `ACTIONS`.
+        spec_params: verb -> fields that a parent run fills beside those of `ACTIONS`.
+        shorthands: short names on the command line beside those of every network.
+        weight_keys: any of these set means that training starts from loaded weights.
+        checkpoint_mb: with AdamW state at the default widths; a study plans its disk with it.
+        seconds_per_epoch: of the packaged profile, one core; docs/performance.md.
+    """
+
+    key: str
+    model_type: str
+    family: str
+    spec_class: type[ExperimentSpec]
+    block: Mapping[str, Any]
+    templates: Mapping[str, Mapping[str, Any]]
+    weight_keys: tuple[str, ...]
+    checkpoint_mb: int
+    seconds_per_epoch: Mapping[str, int]
+    spec_params: Mapping[str, Mapping[str, str]] = field(default_factory=dict[str, Any])
+    shorthands: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """All sections and fields of an experiment."""
+        return walk(self.spec_class)
+
+    def packaged_values(self, action: str) -> dict[str, Any]:
+        """Dotted path -> value of the packaged template of a verb."""
+        names_only = {"model_type": self.model_type}
+        network = names_only | dict(self.block if ACTIONS[action].network else {})
+        return {
+            "results_dir": MISSING,
+            **{f"model.{name}": value for name, value in network.items()},
+            "dataset.dataset_name": "StereoDataset",
+            **ACTIONS[action].template,
+            **self.templates.get(action, {}),
+        }
+
+    def inherited(self, action: str) -> dict[str, str]:
+        """Field -> rule that fills it from a parent run (interface.md section 6)."""
+        return {
+            "dataset.dataset_name": "constant StereoDataset",
+            "model.model_type": f"constant {self.model_type}",
+            "results_dir": "output_dir",
+            **ACTIONS[action].spec_params,
+            **self.spec_params.get(action, {}),
+        }
+
+    @property
+    def short_names(self) -> dict[str, str]:
+        """Short names accepted on the command line."""
+        return {**experiment.SHORTHANDS, **self.shorthands}
+
+
+BP2_BLOCK: Mapping[str, Any] = {
+    "model_type": "FastFoundationStereo",
+    "encoder": "vitl",
+    "hidden_dims": [128],
+    "n_gru_layers": 1,
+    "corr_radius": 4,
+    "corr_levels": 2,
+    "n_downsample": 2,
+    "valid_iters": 8,
+    "train_iters": 22,
+    "max_disparity": 192,
+    "volume_dim": 28,
+    "mixed_precision": False,
+    "gwc_feature_normalize": True,
+    "motion_encoder_widths": [56, 96, 16, 12],
+    "motion_encoder_final": 48,
+    "gru_hidden": 60,
+    "gru_gating_conv_widths": [100, 168],
+    "disp_head_input_dim": 60,
+    "disp_head_intermediate": 36,
+    "disp_head_pwconv1_widths": [212, 244],
+    "mask_widths": [32, 16],
+    "stem_2_widths": [12, 16],
+    "spx_2_gru_widths": [16, 12, 16, 24],
+    "spx_gru_out": 9,
+    "classifier_mid": 14,
+    "cnet_conv04_widths": [60, 48],
+    "cam_mid_channels": 8,
+    "cost_agg_conv_patch_padding": [0, 0, 0],
+}
+"""Values of section `model` that the released bp2 weights were trained with."""
+
+
+def _one_by_one(*splits: str) -> dict[str, Any]:
+    """Splits of 320x736 pairs, one pair a batch: what the small network was trained with."""
+    settings = {"augmentation.crop_size": [320, 736], "batch_size": 1, "workers": 4}
+    return {
+        f"dataset.{split}_dataset.{name}": value
+        for split in splits
+        for name, value in settings.items()
+    }
+
+
+MODELS: Mapping[str, Model] = {
+    model.key: model
+    for model in (
+        Model(
+            key="ffs",
+            model_type="FastFoundationStereo",
+            family="stereo_ffs",
+            spec_class=ExperimentSpec,
+            block=BP2_BLOCK,
+            templates={
+                "train": {
+                    "dataset.max_disparity": 192,
+                    "train.num_epochs": 1,
+                    "train.log_every_n_steps": 1,
+                    "train.pretrained_model_path": None,
+                    "train.optim.lr_scheduler": "MultiStepLR",
+                    "train.optim.lr_decay": 0.1,
+                    "train.optim.warmup_steps": 0,
+                },
+                "evaluate": {"dataset.test_dataset.augmentation.crop_size": [480, 736]},
+                "export": {
+                    "export.input_height": 480,
+                    "export.batch_size": 1,
+                    "export.valid_iters": 8,
+                },
+                "gen_trt_engine": {
+                    "gen_trt_engine.batch_size": 1,
+                    "gen_trt_engine.tensorrt.max_batch_size": 1,
+                },
+            },
+            weight_keys=(*_TRAIN_WEIGHTS, _EDGENEXT),
+            checkpoint_mb=190,
+            seconds_per_epoch={"cpu": 13},
+            shorthands={"bp2_ckpt": "train.pretrained_model_path", "edgenext_ptm": _EDGENEXT},
+        ),
+        Model(
+            key="fs",
+            model_type="FoundationStereo",
+            family="stereo_fs",
+            spec_class=FoundationStereoExperiment,
+            block={"encoder": "vits", "max_disparity": 416, "volume_dim": 28},
+            templates={
+                "train": {
+                    "dataset.max_disparity": 416,
+                    **_one_by_one("train", "val"),
+                    _EDGENEXT: None,
+                    _DEPTH_ANYTHING: None,
+                    "train.num_epochs": 6,
+                    "train.clip_grad_norm": 0.1,
+                    "train.pretrained_model_path": None,
+                    "train.optim.lr_scheduler": "PolynomialLR",
+                    "train.optim.warmup_steps": 20,
+                },
+                "evaluate": {"dataset.max_disparity": 416, **_one_by_one("test")},
+                "inference": {"dataset.infer_dataset.batch_size": 1},
+                "export": {
+                    "export.input_height": 320,
+                    "export.batch_size": -1,
+                    "export.valid_iters": 22,
+                },
+                "gen_trt_engine": {
+                    "gen_trt_engine.batch_size": -1,
+                    "gen_trt_engine.tensorrt.max_batch_size": 4,
+                },
+            },
+            weight_keys=_TRAIN_WEIGHTS,
+            checkpoint_mb=560,
+            seconds_per_epoch={"cpu": 100},
+            spec_params={"train": {_DEPTH_ANYTHING: "ptm"}},
+            shorthands={"depth_anything_ptm": _DEPTH_ANYTHING, "edgenext_ptm": _EDGENEXT},
+        ),
+    )
+}
+DEFAULT = "ffs"  # of a spec that does not name its network
+
+
+def model_of(spec: ExperimentSpec) -> Model:
+    """Row of the network that an experiment is about."""
+    return next(model for model in MODELS.values() if type(spec) is model.spec_class)
