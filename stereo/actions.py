@@ -20,7 +20,7 @@ from stereo.data.remote import Location, find, is_remote
 from stereo.errors import DataError, NoResultError, SpecError, StereoError, interrupt_exit_code
 from stereo.files import write_json
 from stereo.progress import bar_when_slow, progress_bar
-from stereo.registry import entry_for
+from stereo.registry import entry_for, settled
 from stereo.spec import experiment
 from stereo.spec.load import given_values, load_spec, to_dict
 from stereo.spec.rules import is_open, value_at
@@ -125,6 +125,7 @@ def run_resolved(
 
     with log_file(directory, action):
         try:
+            spec = _settled(action, spec, directory)
             result = ACTIONS[action](Job(spec, directory, status, report, say, given))
             category = CATEGORIES.get(result.status, "")
         except KeyboardInterrupt as interrupt:
@@ -137,6 +138,18 @@ def run_resolved(
     else:
         status.failure(f"{category}: {result.detail}", result.exit_code)
     return result
+
+
+def _settled(action: str, spec: ExperimentSpec, directory: Path) -> ExperimentSpec:
+    """The spec with what it leaves to the weights; experiment.yaml gets it too."""
+    weights = [value_at(spec, path) for path in WEIGHTS.get(action, ())]
+    given = [Path(path) for path in weights if not is_open(path)]
+    if not given and action != "train":
+        return spec
+    decided = settled(spec, given[0] if given else None)
+    if decided != spec:
+        write_experiment(directory, to_dict(decided))
+    return decided
 
 
 def input_files(action: str, spec: ExperimentSpec) -> list[Location]:
@@ -156,6 +169,14 @@ def input_files(action: str, spec: ExperimentSpec) -> list[Location]:
     return files
 
 
+# Where an action finds its weights, the first that is set; training needs none.
+WEIGHTS = {
+    "train": ("train.resume_training_checkpoint_path", "train.pretrained_model_path"),
+    "evaluate": ("evaluate.checkpoint",),
+    "pictures": ("evaluate.checkpoint",),
+    "inference": ("inference.checkpoint",),
+    "export": ("export.checkpoint",),
+}
 SEEDS = {"convert": "convert.seed"}  # where it is not the seed of training
 CATEGORIES = {"diverged": "No usable result", "out_of_memory": "Out of memory"}
 

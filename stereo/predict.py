@@ -240,7 +240,7 @@ def _refuse_contradictions(path: Path, facts: Mapping[str, Any], spec: Experimen
         )
         for key, value in recorded.items()
         if key in given and key not in FREE_FIELDS and not isinstance(value, dict)
-        if given[key] != value
+        if given[key] not in (value, "auto")  # auto follows the file
     ]
     splits = (spec.dataset.test_dataset.augmentation, spec.dataset.infer_dataset.augmentation)
     graph = (facts["input_mean"], facts["input_std"])

@@ -6,15 +6,16 @@ stride its input sides must keep. torch is imported when a network is built, not
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from stereo.errors import CheckpointError, SpecError, SpecProblem
 from stereo.spec.experiment import ExperimentSpec
 from stereo.spec.fields import leaves
-from stereo.spec.networks import FastFoundationStereoSpec
-from stereo.spec.rules import bp2_mismatches
+from stereo.spec.networks import VARIANT_LAYOUTS, FastFoundationStereoSpec, FoundationStereoSpec
+from stereo.spec.rules import RULES, bp2_mismatches
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from stereo.checkpoints.load import LoadReport
+
+LOG = logging.getLogger(__name__)
+Names = Callable[[], Collection[str]]
+"""Names of the tensors that the weights will come from, under our names; none from scratch."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class ModelEntry:
         load_release: released names -> ours; leaves our own names unchanged.
         release_faults: what in a spec differs from the network of the released weights.
         stride: input height and width are multiples of this many pixels.
+        settle: spec section and the names of the weights -> section without open choices.
     """
 
     key: str
@@ -45,6 +51,7 @@ class ModelEntry:
     load_release: Callable[[dict[str, Tensor]], dict[str, Tensor]]
     release_faults: Callable[[ExperimentSpec], list[SpecProblem]]
     stride: int
+    settle: Callable[[Any, Names], Any] = lambda section, _names: section
 
 
 def _build_fast_foundation_stereo(spec: FastFoundationStereoSpec) -> nn.Module:
@@ -59,6 +66,33 @@ def _fast_foundation_stereo_names(state: dict[str, Tensor]) -> dict[str, Tensor]
     return rename_fast_foundation_stereo(state)
 
 
+def _build_foundation_stereo(spec: FoundationStereoSpec) -> nn.Module:
+    from stereo.nets.foundation_stereo import FoundationStereo
+
+    return FoundationStereo(spec)
+
+
+def _foundation_stereo_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    from stereo.nets.names import rename_foundation_stereo
+
+    return rename_foundation_stereo(state)
+
+
+_ONLY_PUBLIC = "corr_stem.1.norm.running_mean"  # the tao network normalises without statistics
+
+
+def _settle_foundation_stereo(section: FoundationStereoSpec, names: Names) -> FoundationStereoSpec:
+    """Variant of the weights, and the arrangement of heads that goes with it."""
+    variant, layout = section.variant, section.attention_layout
+    if variant == "auto":
+        variant = "public" if _ONLY_PUBLIC in names() else "tao"
+    if layout == "auto":
+        layout = VARIANT_LAYOUTS[variant][1]
+    if variant == "public":
+        LOG.info("public FoundationStereo with model.attention_layout %s", layout)
+    return replace(section, variant=variant, attention_layout=layout)
+
+
 MODELS: dict[str, ModelEntry] = {
     entry.key: entry
     for entry in (
@@ -71,6 +105,16 @@ MODELS: dict[str, ModelEntry] = {
             release_faults=bp2_mismatches,
             stride=32,
         ),
+        ModelEntry(
+            key="fs",
+            model_type="FoundationStereo",
+            spec_class=FoundationStereoSpec,
+            build=_build_foundation_stereo,
+            load_release=_foundation_stereo_names,
+            release_faults=lambda _spec: [],  # names and shapes show every difference
+            stride=32,
+            settle=_settle_foundation_stereo,
+        ),
     )
 }
 
@@ -78,6 +122,38 @@ MODELS: dict[str, ModelEntry] = {
 def entry_for(spec: ExperimentSpec) -> ModelEntry:
     """Row of the network that `spec.model` describes."""
     return next(entry for entry in MODELS.values() if isinstance(spec.model, entry.spec_class))
+
+
+def settled(spec: ExperimentSpec, checkpoint: Path | None) -> ExperimentSpec:
+    """The experiment with every choice made that a spec may leave to its weights.
+
+    Args:
+        spec: the experiment.
+        checkpoint: a `.pth` file; None: training from scratch.
+
+    Raises:
+        CheckpointError: the file is unusable.
+        SpecError: the weights decide against another field of the spec.
+    """
+    entry = entry_for(spec)
+
+    def names() -> Collection[str]:
+        from stereo.checkpoints import files
+        from stereo.checkpoints.load import network_state
+
+        return (
+            () if checkpoint is None else entry.load_release(network_state(files.read(checkpoint)))
+        )
+
+    decided = replace(spec, model=entry.settle(spec.model, names))
+    problems = [
+        SpecProblem(str(checkpoint), rule.keys[0], problem, rule.remedy)
+        for rule in RULES[entry.key]
+        if "model.variant" in rule.keys and (problem := rule.broken(decided))
+    ]
+    if problems:
+        raise SpecError(problems)
+    return decided
 
 
 def load_weights(
