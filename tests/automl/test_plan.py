@@ -224,9 +224,9 @@ def test_times_are_said_in_words() -> None:
 HEAVY = ("torch", "ray", "pandas", "pytorch_lightning", "plotly", "cv2", "onnx")
 
 
-@pytest.mark.parametrize("target", ["tiny", "ffs"])
+@pytest.mark.parametrize("target", ["tiny", "ffs", "fs"])
 def test_the_program_plans_without_heavy_libraries(study_file: Path, target: str) -> None:
-    arguments = [str(study_file), "--trainable", NAME] if target == "tiny" else ["ffs"]
+    arguments = [str(study_file), "--trainable", NAME] if target == "tiny" else [target]
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from automl.cli import main\n"

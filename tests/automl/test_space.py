@@ -21,7 +21,7 @@ from tests.automl.quadratic import Quadratic
 SCHEMA = json.loads((studies.MODEL_DIR / "train.schema.json").read_text())
 MODEL = json.loads((studies.MODEL_DIR / "model.json").read_text())
 BASE = Quadratic().template("quadratic", "train")
-FFS = Path(__file__).parents[2] / "schemas" / "ffs"
+SCHEMAS = Path(__file__).parents[2] / "schemas"
 OPTIMIZER, MOMENTUM = "train.optim.optimizer", "train.optim.momentum"
 
 
@@ -190,10 +190,10 @@ def test_the_nearest_value_is_inside(value):
         assert parameter.nearest(parameter.low) == parameter.low
 
 
-def ffs_space(**spec_changes: object) -> SearchSpace:
-    study = load_study("ffs")
-    model = json.loads((FFS / "model.json").read_text())
-    fields = read_fields(json.loads((FFS / "train.schema.json").read_text()))
+def packaged_space(key: str, **spec_changes: object) -> SearchSpace:
+    study = load_study(key)
+    model = json.loads((SCHEMAS / key / "model.json").read_text())
+    fields = read_fields(json.loads((SCHEMAS / key / "train.schema.json").read_text()))
     template: dict = {}
     for item in fields:
         set_path(template, item.path, item.default)
@@ -206,9 +206,10 @@ def ffs_space(**spec_changes: object) -> SearchSpace:
 AUGMENTATION = "dataset.train_dataset.augmentation."
 
 
-def test_the_packaged_study_searches_what_the_profile_makes_active():
+@pytest.mark.parametrize("key", ["ffs", "fs"])
+def test_the_packaged_study_searches_what_the_profile_makes_active(key):
     """17 default fields; with OneCycleLR and AdamW four optimiser fields cannot act."""
-    space = ffs_space()
+    space = packaged_space(key)
     assert set(reasons(space)) == {
         "train.optim.lr_decay",
         "train.optim.lr_step_size",
@@ -223,9 +224,10 @@ def test_the_packaged_study_searches_what_the_profile_makes_active():
     assert (lr.low, lr.high, lr.log, lr.default) == (1e-6, 1e-2, True, 1e-4)
 
 
-def test_flips_and_weight_shapes_follow_the_base_spec():
-    space = ffs_space(
-        **{f"{AUGMENTATION}do_flip": False, "train.pretrained_model_path": "released.pth"}
+@pytest.mark.parametrize("key", ["ffs", "fs"])
+def test_flips_and_weight_shapes_follow_the_base_spec(key):
+    space = packaged_space(
+        key, **{f"{AUGMENTATION}do_flip": False, "train.pretrained_model_path": "released.pth"}
     )
     dropped = reasons(space)
     assert "here it is False" in dropped[f"{AUGMENTATION}h_flip_prob"]

@@ -170,6 +170,22 @@ def test_a_packaged_spec_leaves_everything_to_the_parent(action: str, tmp_path: 
     assert open_fields(inferred, template("ffs", action), tmp_path) == inferred.values
 
 
+def test_the_network_is_the_parents_unless_the_user_names_another(tmp_path: Path) -> None:
+    run = training_run(tmp_path / "run", ("dn_model_best.pth",))
+    model = {"model_type": "FoundationStereo", "variant": "public", "volume_dim": 16}
+    (run / "experiment.yaml").write_text(yaml.safe_dump({"model": model}))
+    inferred = infer(run, "evaluate")
+    taken = {f"model.{name}": value for name, value in model.items()}
+
+    assert open_fields(inferred, {}, tmp_path).items() >= taken.items()
+    assert open_fields(inferred, template("fs", "evaluate"), tmp_path).keys() >= {
+        "model.variant",
+        "model.volume_dim",
+    }
+    with pytest.raises(SpecError, match=r"got 'FastFoundationStereo', but the parent .* was made"):
+        open_fields(inferred, template("ffs", "evaluate"), tmp_path)
+
+
 @pytest.mark.parametrize(
     "override", ["evaluate.checkpoint=mine.pth", "evaluate.trt_engine=mine.rtx", "trt_engine=a.rtx"]
 )

@@ -11,12 +11,13 @@ from torch import Tensor
 import stereo
 from stereo.checkpoints import files
 from stereo.errors import CheckpointError, SpecError
-from stereo.registry import MODELS, entry_for, load_weights
-from stereo.spec.experiment import ExperimentSpec
-from stereo.spec.networks import ModelType
+from stereo.registry import MODELS, entry_for, load_weights, settled
+from stereo.spec import models
+from stereo.spec.experiment import ExperimentSpec, FoundationStereoExperiment
+from stereo.spec.networks import FoundationStereoSpec, ModelType
 
 PACKAGE = Path(stereo.__file__).parent
-NAMES = {*MODELS, *get_args(ModelType), "fs", "mono_metric", "mono_relative"}
+NAMES = {*MODELS, *get_args(ModelType), "mono_metric", "mono_relative"}
 
 
 def compared_names(source: str) -> list[str]:
@@ -49,11 +50,70 @@ def test_a_comparison_with_a_model_name_is_found() -> None:
 @pytest.mark.parametrize("key", list(MODELS))
 def test_a_row_belongs_to_the_spec_it_is_found_by(key: str) -> None:
     entry = MODELS[key]
-    spec = ExperimentSpec(model=entry.spec_class())
+    spec = models.MODELS[key].spec_class()
     assert entry_for(spec) is entry
     assert entry.key == key
-    assert entry.model_type == spec.model.model_type
+    assert entry.model_type == models.MODELS[key].model_type == spec.model.model_type
+    assert type(spec.model) is entry.spec_class
     assert entry.release_faults(spec) == [], "the defaults are those of the release"
+
+
+def test_every_model_of_the_spec_can_be_built() -> None:
+    assert MODELS.keys() == models.MODELS.keys()
+
+
+# -- weights that decide ---------------------------------------------------------------------------
+
+
+def foundation_stereo(**fields: object) -> FoundationStereoExperiment:
+    thin = {"volume_dim": 16, "corr_levels": 1, "corr_radius": 2, "max_disparity": 32}
+    return FoundationStereoExperiment(model=FoundationStereoSpec(**{**thin, **fields}))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture(scope="module")
+def public(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fresh weights of the public network, under public names."""
+    network = MODELS["fs"].build(foundation_stereo(variant="public").model)
+    path = tmp_path_factory.mktemp("public") / "public.pth"
+    files.write(path, {"model": _released_names(network.state_dict())})
+    return path
+
+
+def test_open_choices_follow_the_weights(public: Path) -> None:
+    spec = settled(foundation_stereo(variant="auto"), public)
+    assert (spec.model.variant, spec.model.attention_layout) == ("public", "groups")
+    entry = entry_for(spec)
+    assert load_weights(entry.build(spec.model), public, entry, spec).complete
+
+    chosen = settled(foundation_stereo(variant="auto", attention_layout="mha"), public)
+    assert chosen.model.attention_layout == "mha"
+
+
+def test_weights_of_the_other_variant_are_refused(public: Path) -> None:
+    spec = foundation_stereo(variant="tao")
+    entry = entry_for(spec)
+    with pytest.raises(CheckpointError, match=r"45 without a place in the network"):
+        load_weights(entry.build(spec.model), public, entry, spec)
+
+
+def test_without_weights_an_open_variant_is_tao() -> None:
+    model = settled(foundation_stereo(variant="auto"), None).model
+    assert (model.variant, model.attention_layout) == ("tao", "rows")
+
+
+def test_weights_may_decide_against_another_field(tmp_path: Path) -> None:
+    files.write(tmp_path / "tao.pth", {"model": {"corr_stem.0.weight": torch.zeros(1)}})
+    spec = foundation_stereo(variant="auto", attention_layout="mha")
+    with pytest.raises(SpecError, match=r"attention_layout: got mha, variant tao has auto, rows"):
+        settled(spec, tmp_path / "tao.pth")
+
+
+def test_a_spec_without_open_choices_stays_as_it_is(tmp_path: Path) -> None:
+    for spec in (ExperimentSpec(), foundation_stereo(attention_layout="rows")):
+        assert settled(spec, tmp_path / "not read.pth") == spec
+
+
+# -- released weights of FastFoundationStereo ------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -144,6 +144,11 @@ BROKEN_OF: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
         ("model.concat_channel", ("model.concat_channel=23",), "got 23, needs a multiple of 2"),
         ("model.concat_channel", ("model.concat_channel=0",), "needs at least 2"),
         ("model.motion_encoder_final", ("model.motion_encoder_final=0",), "needs at least 1"),
+        (
+            "model.gru_hidden",
+            ("model.gru_hidden=0", "model.cnet_conv04_widths=[128, 48]"),
+            "got 0, needs at least 1; the nearest is 1",
+        ),
         ("model.disp_head_intermediate", ("model.disp_head_intermediate=-1",), "needs at least 1"),
         ("model.cam_mid_channels", ("model.cam_mid_channels=0",), "needs at least 1"),
         (
