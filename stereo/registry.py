@@ -7,8 +7,9 @@ stride its input sides must keep. torch is imported when a network is built, not
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from stereo.errors import CheckpointError, SpecError, SpecProblem
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from stereo.checkpoints.load import LoadReport
 
 LOG = logging.getLogger(__name__)
-Names = Callable[[], Collection[str]]
-"""Names of the tensors that the weights will come from, under our names; none from scratch."""
+Stated = Callable[[], Mapping[str, Any]]
+"""Fields of section `model` that a checkpoint tells; none when training starts from scratch."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class ModelEntry:
         load_release: released names -> ours; leaves our own names unchanged.
         release_faults: what in a spec differs from the network of the released weights.
         stride: input height and width are multiples of this many pixels.
-        settle: spec section and the names of the weights -> section without open choices.
+        settle: spec section and what the weights tell -> section without open choices.
     """
 
     key: str
@@ -51,7 +52,7 @@ class ModelEntry:
     load_release: Callable[[dict[str, Tensor]], dict[str, Tensor]]
     release_faults: Callable[[ExperimentSpec], list[SpecProblem]]
     stride: int
-    settle: Callable[[Any, Names], Any] = lambda section, _names: section
+    settle: Callable[[Any, Stated], Any] = lambda section, _stated: section
 
 
 def _build_fast_foundation_stereo(spec: FastFoundationStereoSpec) -> nn.Module:
@@ -78,16 +79,17 @@ def _foundation_stereo_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return rename_foundation_stereo(state)
 
 
-_ONLY_PUBLIC = "corr_stem.1.norm.running_mean"  # the tao network normalises without statistics
-
-
-def _settle_foundation_stereo(section: FoundationStereoSpec, names: Names) -> FoundationStereoSpec:
-    """Variant of the weights, and the arrangement of heads that goes with it."""
+def _settle_foundation_stereo(
+    section: FoundationStereoSpec, stated: Stated
+) -> FoundationStereoSpec:
+    """Variant and arrangement of heads of the weights, where the spec leaves them to those."""
     variant, layout = section.variant, section.attention_layout
     if variant == "auto":
-        variant = "public" if _ONLY_PUBLIC in names() else "tao"
+        variant = stated().get("variant", "tao")
+    _, usual, *others = VARIANT_LAYOUTS[variant]
     if layout == "auto":
-        layout = VARIANT_LAYOUTS[variant][1]
+        trained = stated().get("attention_layout") if others else usual
+        layout = trained if trained in others else usual
     if variant == "public":
         LOG.info("public FoundationStereo with model.attention_layout %s", layout)
     return replace(section, variant=variant, attention_layout=layout)
@@ -137,15 +139,18 @@ def settled(spec: ExperimentSpec, checkpoint: Path | None) -> ExperimentSpec:
     """
     entry = entry_for(spec)
 
-    def names() -> Collection[str]:
-        from stereo.checkpoints import files
+    @cache
+    def stated() -> Mapping[str, Any]:
+        if checkpoint is None:
+            return {}
+        from stereo.checkpoints import files, identify
         from stereo.checkpoints.load import network_state
 
-        return (
-            () if checkpoint is None else entry.load_release(network_state(files.read(checkpoint)))
-        )
+        payload = files.read(checkpoint)
+        found = identify.identify(entry.load_release(network_state(payload)), payload)
+        return {**found.settings, **found.fields}
 
-    decided = replace(spec, model=entry.settle(spec.model, names))
+    decided = replace(spec, model=entry.settle(spec.model, stated))
     problems = [
         SpecProblem(str(checkpoint), rule.keys[0], problem, rule.remedy)
         for rule in RULES[entry.key]
@@ -177,6 +182,7 @@ def load_weights(
         CheckpointError: the file is unusable, or its weights do not fit.
         SpecError: released weights fit, but the network computes something else with them.
     """
+    from stereo.checkpoints.identify import expected
     from stereo.checkpoints.load import load_into
 
     is_release = False
@@ -188,7 +194,7 @@ def load_weights(
         return renamed
 
     try:
-        report = load_into(network, path, partial=partial, rename=rename)
+        report = load_into(network, path, partial=partial, rename=rename, expected=expected(entry))
     except CheckpointError as error:
         faults = entry.release_faults(spec) if is_release else []
         if not faults:

@@ -89,10 +89,19 @@ def test_open_choices_follow_the_weights(public: Path) -> None:
     assert chosen.model.attention_layout == "mha"
 
 
+def test_the_arrangement_of_heads_is_the_one_that_a_run_of_ours_trained(
+    public: Path, tmp_path: Path
+) -> None:
+    payload = {**files.read(public), "spec": {"model": {"attention_layout": "mha"}}}
+    files.write(tmp_path / "trained.pth", payload)
+    model = settled(foundation_stereo(variant="public"), tmp_path / "trained.pth").model
+    assert model.attention_layout == "mha"
+
+
 def test_weights_of_the_other_variant_are_refused(public: Path) -> None:
     spec = foundation_stereo(variant="tao")
     entry = entry_for(spec)
-    with pytest.raises(CheckpointError, match=r"45 without a place in the network"):
+    with pytest.raises(CheckpointError, match=r"model.variant +tao +public"):
         load_weights(entry.build(spec.model), public, entry, spec)
 
 
@@ -102,15 +111,18 @@ def test_without_weights_an_open_variant_is_tao() -> None:
 
 
 def test_weights_may_decide_against_another_field(tmp_path: Path) -> None:
-    files.write(tmp_path / "tao.pth", {"model": {"corr_stem.0.weight": torch.zeros(1)}})
+    name = "feature.dino.depth_anything.pretrained.patch_embed.proj.weight"
+    files.write(tmp_path / "tao.pth", {"model": {name: torch.zeros(384, 1)}})
     spec = foundation_stereo(variant="auto", attention_layout="mha")
     with pytest.raises(SpecError, match=r"attention_layout: got mha, variant tao has auto, rows"):
         settled(spec, tmp_path / "tao.pth")
 
 
 def test_a_spec_without_open_choices_stays_as_it_is(tmp_path: Path) -> None:
-    for spec in (ExperimentSpec(), foundation_stereo(attention_layout="rows")):
+    for spec in (ExperimentSpec(), foundation_stereo(variant="tao", attention_layout="rows")):
         assert settled(spec, tmp_path / "not read.pth") == spec
+    tao = settled(foundation_stereo(variant="tao"), tmp_path / "not read.pth")
+    assert tao.model.attention_layout == "rows", "the only one that this variant has"
 
 
 # -- released weights of FastFoundationStereo ------------------------------------------------------
