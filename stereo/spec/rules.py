@@ -504,6 +504,16 @@ NETWORK_RULES: Mapping[str, tuple[Rule, ...]] = {
             _levels_of_variant,
             "Or set model.variant=tao",
         ),
+        Rule(
+            ("export.on_cpu", "export.opset_version"),
+            lambda spec: _said_if(
+                not spec.export.on_cpu and spec.export.opset_version == 17,
+                "traced on the GPU, a graph of opset 17 breaks fp16 engines",
+            ),
+            "Set export.on_cpu=true or export.opset_version=16",
+            actions=("export",),
+            warning=True,
+        ),
         _absent(
             "model.stereo_backbone.depth_anything_v2_pretrained_path",
             "Set train.pretrained_model_path to start from a whole network",

@@ -288,6 +288,21 @@ def test_a_field_without_effect_is_worth_a_warning(
     assert [m for m in caplog.messages if m.startswith(f"command line: {key}: ")]
 
 
+@pytest.mark.parametrize(
+    ("model", "opset", "on_cpu", "warned"),
+    [("fs", 17, False, True), ("fs", 17, True, False), ("fs", 16, False, False),
+     ("ffs", 17, False, False)],
+)  # fmt: skip
+def test_a_graph_of_fs_is_better_not_traced_on_the_gpu_with_opset_17(
+    model: str, opset: int, on_cpu: bool, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = [f"export.opset_version={opset}", f"export.on_cpu={on_cpu}"]
+    overrides = ["results_dir=out", "export.checkpoint=a.pth", *given]
+    with caplog.at_level(logging.WARNING):
+        load_spec(None, overrides, action="export", model=model)
+    assert any("breaks fp16 engines" in message for message in caplog.messages) == warned
+
+
 @pytest.mark.parametrize(("action", "data"), [("evaluate", EVALUATE), ("inference", INFERENCE)])
 def test_exactly_one_of_checkpoint_and_engine(action: str, data: tuple[str, ...]) -> None:
     checkpoint, engine = f"{action}.checkpoint=a.pth", f"{action}.trt_engine=a.rtx"
@@ -325,6 +340,7 @@ def test_every_rule_has_a_case(model: str) -> None:
     sources = {f"{action}.{file}" for action in ("evaluate", "inference") for file in files}
     cases = (*BROKEN, *BROKEN_OF[model], *WARNED, *WARNED_OF[model])
     keys = {key for key, *_ in cases} | sources | {"results_dir"}
+    keys |= {"export.on_cpu"}  # below: it is checked for one verb only
     # 4, 8 and 16 divide the width of every encoder, so this rule cannot break today.
     assert {rule.keys[0] for rule in RULES[model]} - keys == {"model.cv_group"}
 
