@@ -351,7 +351,7 @@ def _validate_checkpoint(path: Path, spec: ExperimentSpec | None) -> None:
     """Print what a weight file is; one that fits no network, or not the spec, ends with 2."""
     from stereo.checkpoints import files, identify, load
     from stereo.nets.names import rename_fast_foundation_stereo
-    from stereo.registry import MODELS, entry_for
+    from stereo.registry import MODELS, entry_for, settled
     from stereo.spec.load import to_dict
 
     payload = files.read(path)
@@ -366,6 +366,7 @@ def _validate_checkpoint(path: Path, spec: ExperimentSpec | None) -> None:
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     if spec is not None:
+        spec = settled(spec, path)
         network = identify.expected_state(entry_for(spec).build, spec.model)
         rows = identify.contradictions(identify.identify(network, {"spec": to_dict(spec)}), found)
         if rows:

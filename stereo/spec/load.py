@@ -467,8 +467,8 @@ class _Loader:
         near = get_close_matches(str(value), [str(c) for c in node.choices], 1)
         if hint is None and near:
             hint = f"Did you mean {near[0]}"
-        if hint is None and (nearest := _nearest_number(node, value)) is not None:
-            hint = f"The nearest is {nearest:g}"
+        if hint is None and (nearest := _nearest_valid(node, value)) is not None:
+            hint = f"The nearest is {nearest}"
         if hint is None and not rules.is_open(node.default):
             hint = f"Remove the key for the default {node.default}"
         self.fault(place, node.path, f"got {value!r}, allowed {allowed(node)}", hint or "")
@@ -537,16 +537,30 @@ def _in_range(node: Node, value: Any) -> bool:
     return facts.high is None or value <= facts.high
 
 
-def _nearest_number(node: Node, value: Any) -> float | None:
-    """The valid number that lies nearest to an invalid one; None when nothing is near."""
-    facts, is_number = node.facts, isinstance(value, int | float) and not isinstance(value, bool)
-    if node.kind not in ("int", "float") or not is_number or not math.isfinite(value):
+def _nearest_valid(node: Node, value: Any) -> Any:
+    """The valid number or list that lies nearest to an invalid one; None when nothing is near."""
+    if node.kind == "list" and isinstance(value, list):
+        return _nearest_items(node, cast("list[Any]", value))
+    facts = node.facts
+    if node.kind not in ("int", "float") or not _is_number(value):
         return None
+    number = cast("float", value)
     if facts.options:
-        return min(facts.options, key=lambda option: abs(option - value))
-    if facts.low is not None and value < facts.low:
+        return min(facts.options, key=lambda option: abs(option - number))
+    if facts.low is not None and number < facts.low:
         return None if facts.exclusive_low else facts.low
-    return facts.high if facts.high is not None and value > facts.high else None
+    return facts.high if facts.high is not None and number > facts.high else None
+
+
+def _nearest_items(node: Node, items: list[Any]) -> list[Any] | None:
+    least = node.facts.item_low
+    fits = all(map(_is_number, items)) and node.facts.length in (None, len(items))
+    return [max(least, item) for item in items] if fits and least is not None else None
+
+
+def _is_number(value: Any) -> bool:
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and math.isfinite(value)
 
 
 def _gibibytes(text: str) -> int | str:

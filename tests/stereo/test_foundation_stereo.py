@@ -6,14 +6,18 @@ The chain trains the thinnest valid network from scratch for one epoch on two ge
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from stereo.checkpoints import files
 from stereo.cli import VERBS, main
 from stereo.data.generator import EmbeddedSet
+from stereo.registry import MODELS
+from stereo.spec.networks import FoundationStereoSpec
 
 THIN = (
     "model.n_gru_layers=1",
@@ -84,6 +88,21 @@ def test_a_dry_run_starts_from_the_template_of_the_model_asked_for(
     assert spec["model"]["model_type"] == "FoundationStereo"
     assert spec["model"]["max_disparity"] == spec["dataset"]["max_disparity"] == 416
     assert spec["train"]["num_epochs"] == 6
+
+
+def test_validate_says_whether_weights_fit_a_spec_that_follows_them(
+    tmp_path: Path, small_data: EmbeddedSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    public = replace(FoundationStereoSpec(), variant="public", volume_dim=16, corr_levels=1)
+    weights = tmp_path / "public.pth"
+    files.write(weights, {"model": MODELS["fs"].build(public).state_dict()})
+    given = [*source("train", small_data.train), "model.volume_dim=16", "model.corr_levels=1"]
+    check = ["validate", "-e", str(packaged("train", tmp_path)), "--checkpoint", str(weights)]
+
+    assert main([*check, *given, f"results_dir={tmp_path}", "model.variant=auto"]) == 0
+    assert "fits the spec" in capsys.readouterr().out
+    assert main([*check, *given, f"results_dir={tmp_path}"]) == 2
+    assert "model.variant  tao    public" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -406,6 +406,30 @@ def test_a_wrong_value_is_refused(override: str, said: str) -> None:
     assert mistake.startswith("command line: ")
 
 
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("model.corr_radius=12", "8"),
+        ("model.corr_radius=1", "2"),
+        ("model.corr_levels=3", "2"),
+        ("model.n_gru_layers=2", "1"),
+        ("model.n_downsample=3", "2"),
+        ("model.cv_group=12", "8"),
+        ("model.volume_dim=80", "64"),
+        ("model.max_disparity=1000", "832"),
+        ("model.spx_gru_out=8", "9"),
+        ("model.train_iters=0", "1"),
+        ("model.mask_widths=[0, 16]", "[1, 16]"),
+        ("train.optim.lr=0", "1e-09"),
+    ],
+)
+def test_a_value_outside_its_range_is_told_the_nearest_valid_one(
+    override: str, nearest: str
+) -> None:
+    (mistake,) = mistakes(override)
+    assert mistake.endswith(f". The nearest is {nearest}")
+
+
 @pytest.mark.parametrize("value", ["on", "off", "auto"])
 def test_a_word_that_yaml_reads_as_a_truth_value_stays_a_word(value: str, tmp_path: Path) -> None:
     assert load(f"dataset.cache={value}").dataset.cache == value
