@@ -207,8 +207,9 @@ def convert(job: Job) -> ActionResult:
     from stereo.data.convert import convert as write_splits
 
     spec = job.spec.convert
+    pairs = job.spec.dataset.dataset_name == "StereoDataset"
     with bar_when_slow() as show:
-        result = write_splits(spec, job.directory, show)
+        result = write_splits(spec, job.directory, show, pairs=pairs)
     metrics = {f"samples_{name}": float(count) for name, count in result.counts.items()}
     job.status.running("Annotation files written.", kpi=metrics, seed=spec.seed)
     moved = [f"kept the file of an earlier run as {path}" for path in result.moved]

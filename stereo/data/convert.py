@@ -92,7 +92,11 @@ class _Listing:
 
 
 def convert(
-    spec: ConvertSpec, directory: Path, progress: Progress = lambda _what, _done, _total: None
+    spec: ConvertSpec,
+    directory: Path,
+    progress: Progress = lambda _what, _done, _total: None,
+    *,
+    pairs: bool = False,
 ) -> ConvertResult:
     """Write the annotation files of a folder of scenes.
 
@@ -100,10 +104,17 @@ def convert(
         spec: keeps the rules of `stereo.spec.rules.CONVERT_RULES`.
         directory: where the files go, created when missing.
         progress: told now and then what is done, how often so far, and of how many if known.
+        pairs: every line needs a right image; without one it would be read as left and right.
 
     Raises:
         DataError: with exit code 2, before anything is written, with all faults.
     """
+    if pairs and not spec.right_dir_pattern:
+        problem = (
+            "convert.right_dir_pattern: got [], dataset.dataset_name=StereoDataset needs right "
+            "images. Give it, or set dataset.dataset_name=MonoDataset for lists of single images"
+        )
+        raise DataError(problem, exit_code=2)
     root = _existing_root(spec)
     if spec.nocc_mask_dir_name:
         LOG.warning("convert.nocc_mask_dir_name has no effect; use convert.nocc_dir_pattern")

@@ -471,6 +471,8 @@ class _Loader:
             hint = f"The nearest is {nearest}"
         if hint is None and not rules.is_open(node.default):
             hint = f"Remove the key for the default {node.default}"
+            if value is None and node.kind == "string":
+                hint += f", or write {node.path}=\"''\" for an empty text"
         self.fault(place, node.path, f"got {value!r}, allowed {allowed(node)}", hint or "")
 
     def _nearest(self, path: str) -> str:

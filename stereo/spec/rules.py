@@ -529,6 +529,7 @@ DATA_RULES: tuple[Rule, ...] = (
             spec.dataset.dataset_name != "StereoDataset", f"got {spec.dataset.dataset_name}"
         ),
         "A stereo network reads StereoDataset",
+        actions=tuple(name for name in ACTIONS if name != "convert"),  # it writes lists of both
     ),
     Rule(
         ("dataset.max_disparity", "model.max_disparity"),

@@ -687,6 +687,22 @@ def test_a_failure_is_a_status_and_writes_no_list(tmp_path: Path) -> None:
     assert not list(out.glob("*.txt"))
 
 
+def test_a_list_of_pairs_needs_right_images(tmp_path: Path) -> None:
+    """A line of left image and ground truth would be read as a pair."""
+    root, out = pairs(tmp_path / "root", "a/left"), tmp_path / "out"
+    spec = {"convert": {"data_root": str(root), **STEREO, "right_dir_pattern": []}}
+
+    result = actions.run("convert", spec, out)
+
+    assert (result.status, result.exit_code) == ("failed", 2)
+    assert result.detail.startswith("convert.right_dir_pattern: got []")
+    assert "set dataset.dataset_name=MonoDataset" in result.detail
+    assert not list(out.glob("*.txt"))
+    mono = actions.run("convert", {**spec, "dataset": {"dataset_name": "MonoDataset"}}, out)
+    assert mono.status == "ok"
+    assert lines(out / "test.txt") == [f"{root}/a/left.png {root}/a/disparity.png"]
+
+
 def test_mistakes_of_the_spec_come_together(tmp_path: Path) -> None:
     fields = {
         "data_root": str(tmp_path),
@@ -723,7 +739,10 @@ def test_a_slow_walk_shows_its_count_on_a_terminal_only(
 ) -> None:
     touch(tmp_path / "root", *(f"a/{i}_left.png" for i in range(1000)))
     fields = {**IMAGES, "data_root": str(tmp_path / "root")}
-    spec = {"convert": {**fields, "right_dir_pattern": [], "depth_dir_pattern": []}}
+    spec = {
+        "convert": {**fields, "right_dir_pattern": [], "depth_dir_pattern": []},
+        "dataset": {"dataset_name": "MonoDataset"},
+    }
     monkeypatch.setattr(progress, "SLOW_SECONDS", 0.0)
 
     def shown() -> str:
