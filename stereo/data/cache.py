@@ -121,8 +121,8 @@ def require(spec: DatasetSpec, directory: Path | str, problem: str) -> None:
     """Raise a `DataError` with exit code 2 if there is a problem and `cache` is `on`."""
     if problem and spec.cache == "on":
         raise DataError(
-            f"dataset.cache: on, but {directory} takes no more samples: {problem}. Make room, raise "
-            "dataset.cache_size, name another folder in dataset.cache_dir, or use auto",
+            f"dataset.cache: on, but {directory} takes no more samples: {problem}. Make room, "
+            "raise dataset.cache_size, name another folder in dataset.cache_dir, or use auto",
             exit_code=2,
         )
 

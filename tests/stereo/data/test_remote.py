@@ -17,7 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from stereo.data.annotations import parse, read_rows
 from stereo.data.datasets import find_format
-from stereo.data.encodings import read_image_size, write_png
+from stereo.data.encodings import PFM, read_image_size, write_png
 from stereo.data.remote import (
     RemoteFile,
     find,
@@ -267,6 +267,16 @@ def test_a_file_is_read_with_one_request_and_its_head_with_another(
     assert calls == ["cat_file /data/x.png 0 None", f"cat_file /data/x.png 0 {2**16}"]
 
 
+def test_the_head_of_a_map_is_one_request(memory: MemoryFileSystem, calls: list[str]) -> None:
+    memory.pipe("/data/x.pfm", b"Pf\n300 200\n-1\n" + bytes(240_000))
+    file = find("memory://data/x.pfm")
+    calls.clear()
+
+    assert PFM.read_size(file) == (200, 300)
+    assert PFM.read_size(replace(file, size=-1)) == (200, 300)  # the server does not tell it
+    assert calls == [f"cat_file /data/x.pfm 0 {2**16}", "cat_file /data/x.pfm"]
+
+
 def test_a_file_is_read_in_parts_up_to_its_end(memory: MemoryFileSystem, calls: list[str]) -> None:
     memory.pipe({"/data/x": b"0123456789", "/data/empty": b""})
     with find("memory://data/x").open() as stream:
@@ -381,7 +391,8 @@ def test_local_files_do_not_load_fsspec(tmp_path: Path) -> None:
     told = run_python(
         "import sys\n"
         "from stereo.data.annotations import read_rows\n"
-        f"rows = read_rows({str(tmp_path / 'a.txt')!r}, dataset='GenericDataset')\n"
+        f"rows = read_rows({str(tmp_path / 'a.txt')!r}, dataset='GenericDataset', "
+        "inference=True)\n"
         "print(len(rows), 'fsspec' in sys.modules)"
     )
 
