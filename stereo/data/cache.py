@@ -21,10 +21,11 @@ its time (`cp -p`, `touch -r`, an archive with fixed times) still gets the old s
 the directory: that clears the cache, at any time and also during a run.
 
 The byte budget holds at every moment. When it is used up, samples make room that nobody has used
-for an hour. None of those goes that was used since this process, or the one that started it, opened
-the cache: what an earlier study left makes room, what the running one reads stays even where its
-epoch takes hours, because a pass in random order finds more in a store that keeps its content than
-in one that evicts. The hour protects other runs that share the directory.
+for an hour, or 45 minutes where the time of the last use was not noted. None of those goes that was
+used since this process, or the one that started it, opened the cache: what an earlier study left
+makes room, what the running one reads stays even where its epoch takes hours, because a pass in
+random order finds more in a store that keeps its content than in one that evicts. The hour protects
+other runs that share the directory.
 
 A directory that can be read but not written, for example another user's, is read.
 """
