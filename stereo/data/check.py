@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ import numpy as np
 from stereo.data.annotations import Row, parse
 from stereo.data.consistency import explain
 from stereo.data.datasets import StereoFormat, find_format
-from stereo.data.encodings import IMAGE_SUFFIXES, read_image, read_image_size
+from stereo.data.encodings import read_image
 from stereo.data.pair_facts import PairFacts, measure, notes_of, warnings_of
 from stereo.errors import DataError
 from stereo.spec.data import DataSource, SplitSpec
@@ -216,7 +217,7 @@ class _Checker:
         self.rows, faults = parse(self._source.data_file, form, inference=inference)
         self._faults += faults
         drawn = _drawn(self.rows, headers)
-        sizes = self._sizes(drawn)
+        sizes = self._sizes(form, drawn)
         readable = [row for row in self.rows if row.line not in self._faulty_lines]
         facts = self._facts(form, _drawn(readable, pairs))
         ordered = dict(Counter(sizes.values()).most_common())
@@ -237,13 +238,14 @@ class _Checker:
         if self._progress is not None:
             self._progress(f"{what} {Path(self._source.data_file).name}", done, total)
 
-    def _sizes(self, rows: Sequence[Row]) -> dict[int, tuple[int, int]]:
-        """Size of the left image by line; faults where another file of the row differs."""
+    def _sizes(self, form: StereoFormat, rows: Sequence[Row]) -> dict[int, tuple[int, int]]:
+        """Size of the left image by line; faults of files whose heads or lengths are wrong."""
         sizes: dict[int, tuple[int, int]] = {}
         with ThreadPoolExecutor(_HEADERS_AT_A_TIME) as pool:
-            for number, (row, found) in enumerate(zip(rows, pool.map(_header, rows), strict=True)):
+            heads = pool.map(partial(_head, form), rows)
+            for number, (row, found) in enumerate(zip(rows, heads, strict=True)):
                 if isinstance(found, DataError):
-                    self._faults.append(f"{row.where}: {found}")
+                    self._faults.append(f"{found}{self._hint(row)}")
                     self._faulty_lines.add(row.line)
                 else:
                     sizes[row.line] = found
@@ -267,7 +269,8 @@ class _Checker:
             return ""
         self._refused += 1
         try:
-            explanation = explain(row, read_image(row.left), read_image(row.right), None)
+            left, right = read_image(row.left), read_image(row.right)
+            explanation = explain(row, left, right, None) if left.shape == right.shape else None
         except DataError:  # an image is the fault
             return ""
         if explanation is None or explanation.finding is None:
@@ -292,26 +295,11 @@ class _Checker:
         return notes
 
 
-def _header(row: Row) -> tuple[int, int] | DataError:
+def _head(form: StereoFormat, row: Row) -> tuple[int, int] | DataError:
     try:
-        return _common_size(row)
+        return form.heads(row)
     except DataError as error:
         return error
-
-
-def _common_size(row: Row) -> tuple[int, int]:
-    """Height and width of the files of a row, from their headers; PFM is read with its values."""
-    size = read_image_size(row.left)
-    for location in (row.right, row.disparity, row.occlusion):
-        if location is None or location.suffix.lower() not in IMAGE_SUFFIXES:
-            continue
-        other = read_image_size(location)
-        if other != size:
-            raise DataError(
-                f"{location}: size {other[1]}x{other[0]} differs from the left image's "
-                f"{size[1]}x{size[0]}"
-            )
-    return size
 
 
 def _drawn(rows: Sequence[Row], count: int | None) -> list[Row]:

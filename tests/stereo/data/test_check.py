@@ -643,6 +643,23 @@ def test_faults_of_all_sources_are_collected(maker: Maker) -> None:
     assert f"{bad}:2: {left}: PNG" in faults
 
 
+def test_a_cut_truth_is_found_beyond_the_pairs_that_are_measured(maker: Maker) -> None:
+    file = maker.annotate()
+    rows = file.read_text().splitlines()
+    truth = file.parent / rows[0].split()[2]
+    whole = truth.read_bytes()
+    copies = [truth.with_name(f"copy{i}.pfm") for i in range(10)]
+    for copy in copies:
+        copy.write_bytes(whole[:-100])
+    left, right = rows[0].split()[:2]
+    file.write_text("".join(f"{left} {right} {copy}\n" for copy in copies))
+
+    report = check_data(spec_of(train=[("GenericDataset", file)]), ["train_dataset"], pairs=1)
+
+    assert len(report.faults) == 10
+    assert f"{file}:10: {copies[-1]}: PFM" in report.faults[-1]
+
+
 def test_a_line_without_truth_is_a_fault_where_truth_is_needed(maker: Maker) -> None:
     file = maker.annotate()
     file.write_text("set/0_left.png set/0_right.png\n")
