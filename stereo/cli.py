@@ -350,13 +350,13 @@ def _spec_option_problems(arguments: argparse.Namespace) -> Iterator[SpecProblem
 def _validate_checkpoint(path: Path, spec: ExperimentSpec | None) -> None:
     """Print what a weight file is; one that fits no network, or not the spec, ends with 2."""
     from stereo.checkpoints import files, identify, load
-    from stereo.nets.names import rename_fast_foundation_stereo
     from stereo.registry import MODELS, entry_for, settled
     from stereo.spec.load import to_dict
 
     payload = files.read(path)
-    # Rules of both stereo networks; they leave the names of all others as they are.
-    state = rename_fast_foundation_stereo(load.network_state(payload))
+    state = load.network_state(payload)
+    for entry in MODELS.values():  # each leaves the names of other networks as they are
+        state = entry.load_release(state)
     try:
         found = identify.identify(state, payload)
         print(f"{path}\n{found}")
