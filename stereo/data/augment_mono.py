@@ -78,6 +78,12 @@ def augment_mono(sample: MonoSample, spec: MonoAugmentSpec, rng: np.random.Gener
     )
 
 
+def limit_depth(target: FloatMap, min_depth: float, max_depth: float) -> FloatMap:
+    """The depth in m where min_depth < depth < max_depth, +inf elsewhere."""
+    inside = (target > min_depth) & (target < max_depth)
+    return np.where(inside, target, np.float32(np.inf))
+
+
 def normalize_depth(target: FloatMap) -> FloatMap:
     """The target as 0..1 between the least and the largest valid value; +inf stays.
 

@@ -13,11 +13,12 @@ from stereo.data.annotations import Row
 from stereo.data.augment_mono import (
     PATCH,
     augment_mono,
+    limit_depth,
     network_size,
     normalize_depth,
     resize_image,
 )
-from stereo.data.datasets import MonoSample
+from stereo.data.datasets import MonoSample, find_format
 from stereo.errors import SpecError
 from stereo.spec.data import MonoAugmentSpec
 from stereo.spec.fields import leaves
@@ -30,10 +31,10 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def ramps(height: int, width: int) -> MonoSample:
-    """The image holds x in red and y in green, times 200 / side; the target holds x."""
+    """The image holds x in red and y in green, the target x + 1; sides up to 255."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
-    image = np.stack([200 * x / width, 200 * y / height, 0 * x], axis=-1)
-    return MonoSample(np.rint(image).astype(np.uint8), x + 1, True, "rgb.jpg", ROW)
+    image = np.stack([x, y, 0 * x], axis=-1)
+    return MonoSample(image.astype(np.uint8), x + 1, True, "rgb.jpg", ROW)
 
 
 def flips(probability: float, *, do_flip: bool = True) -> MonoAugmentSpec:
@@ -107,10 +108,10 @@ def test_image_and_target_of_a_crop_show_the_same_source_pixels(
     assert crop.image.shape == (70, 98, 3)
     assert crop.target.shape == (70, 98)
     assert crop.valid.all()
-    column = crop.image[..., 0].astype(float) * size[1] / 200
+    column = crop.image[..., 0].astype(float)
     inner = (column > 3) & (column < size[1] - 4)  # bicubic weights flatten a ramp at its ends
     difference = (column - (crop.target - 1))[inner]
-    assert np.abs(difference).max() < 0.5 + size[1] / 200
+    assert np.abs(difference).max() < 1.01  # nearest and rounding, half a column each
     assert abs(difference.mean()) < 0.2
     steps = np.diff(crop.target[0])
     assert (steps <= 0).all() if mirrored else (steps >= 0).all()
@@ -120,14 +121,14 @@ def test_image_and_target_of_a_crop_show_the_same_source_pixels(
 def test_plain_nearest_of_opencv_is_caught() -> None:
     """What the test above is for: INTER_NEAREST is off by up to a whole pixel."""
     sample = ramps(40, 60)
-    column = resize_image(sample.image, [28, 42])[..., 0].astype(float) * 60 / 200
+    column = resize_image(sample.image, [28, 42])[..., 0].astype(float)
 
     def error(method: int) -> float:
         target = cv2.resize(sample.target, (42, 28), interpolation=method)
-        return float(np.abs(column - (target - 1))[:, 3:-3].max())
+        return abs(float((column - (target - 1))[:, 3:-3].mean()))
 
-    assert error(cv2.INTER_NEAREST_EXACT) < 0.5 + 60 / 200
-    assert error(cv2.INTER_NEAREST) > 0.5 + 60 / 200
+    assert error(cv2.INTER_NEAREST_EXACT) < 0.2
+    assert error(cv2.INTER_NEAREST) > 0.2
 
 
 def test_crop_is_height_by_width_anywhere_to_the_last_pixel() -> None:
@@ -216,3 +217,17 @@ def test_normalised_constant_or_unknown_depth_divides_by_nothing(value: float) -
 
     expected = np.where(np.isfinite(target), np.float32(0), np.float32(np.inf))
     np.testing.assert_array_equal(normalize_depth(target), expected)
+
+
+@pytest.mark.parametrize("name", ["NYUDV2", "MetricMonoDataset"])
+def test_depth_of_a_metric_class_counts_between_the_limits_only(tmp_path: Path, name: str) -> None:
+    depth = np.float32([[0.5, 0.501, 9.999], [10, 10.5, np.inf]])
+    form = find_format(name, "mono")
+    suffix, encoding = next(iter(form.truth.items()))
+    encoding.write(tmp_path / f"depth{suffix}", depth)
+
+    limited = limit_depth(encoding.read(tmp_path / f"depth{suffix}"), 0.5, 10)
+
+    expected = np.float32([[np.inf, 0.501, 9.999], [np.inf, np.inf, np.inf]])
+    np.testing.assert_allclose(limited, expected, atol=1e-6)
+    assert limited.dtype == np.float32
