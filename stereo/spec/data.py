@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal, get_args
 
-from stereo.spec.fields import MISSING, spec_field
+from stereo.spec.fields import MISSING, same_field, spec_field
 
 StereoDatasetName = Literal[
     "Crestereo", "Eth3d", "FSD", "GenericDataset", "IsaacRealDataset", "Kitti", "Middlebury"
@@ -169,14 +169,8 @@ class StereoAugmentSpec:
 class MonoAugmentSpec:
     """Preprocessing and augmentation of a single image; only the training split is augmented."""
 
-    input_mean: list[float] = spec_field(
-        [0.485, 0.456, 0.406],
-        "Per-channel RGB mean subtracted after scaling to 0..1",
-        length=3,
-    )
-    input_std: list[float] = spec_field(
-        [0.229, 0.224, 0.225], "Per-channel RGB divisor", length=3, item_low=1e-6
-    )
+    input_mean: list[float] = same_field(StereoAugmentSpec, "input_mean")
+    input_std: list[float] = same_field(StereoAugmentSpec, "input_std")
     crop_size: list[int] = spec_field(
         [518, 518],
         "[height, width] of the training crop and of deploy preprocessing",

@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING as NOTHING
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import StrEnum
 from functools import cache
@@ -90,18 +91,34 @@ def spec_field(
             description, automl_enabled=automl_enabled, search_default=by_default, **facts
         )
     }
+    return _declare(default, metadata)
+
+
+def same_field(spec_class: type, name: str) -> Any:
+    """Declare a field or section of another spec dataclass again, as it is."""
+    declared = _declaration(spec_class, name)
+    factory = declared.default_factory
+    return _declare(declared.default if factory is NOTHING else factory, declared.metadata)
+
+
+def with_default(spec_class: type, name: str, default: Any) -> Any:
+    """Declare a field or section of another spec dataclass again, with another default."""
+    return _declare(default, _declaration(spec_class, name).metadata)
+
+
+def _declaration(spec_class: type, name: str) -> Any:
+    (declared,) = (declared for declared in fields(spec_class) if declared.name == name)
+    return declared
+
+
+def _declare(default: Any, metadata: Mapping[str, Any]) -> Any:
+    """A dataclass field; a list is copied for every instance, a callable makes the default."""
     if isinstance(default, list):
         items: list[Any] = list(typing.cast("list[Any]", default))
         return field(default_factory=lambda: list(items), metadata=metadata)
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
-
-
-def with_default(spec_class: type, name: str, make: Callable[[], Any]) -> Any:
-    """Declare a section of the base class `spec_class` again, with other default values."""
-    (declared,) = (declared for declared in fields(spec_class) if declared.name == name)
-    return field(default_factory=make, metadata=declared.metadata)
 
 
 Kind = Literal["int", "float", "bool", "string", "list", "section"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from stereo.spec.fields import spec_field
+from stereo.spec.fields import same_field, spec_field, with_default
 
 ModelType = Literal[
     "FoundationStereo", "FastFoundationStereo", "MetricDepthAnything", "RelativeDepthAnything"
@@ -137,91 +137,29 @@ class FoundationStereoSpec:
 class FastFoundationStereoSpec:
     """Hyperparameters of FastFoundationStereo (`model`)."""
 
-    model_type: ModelType = spec_field(
-        "FastFoundationStereo", "Which of the four networks to build"
-    )
-    encoder: Literal["vits", "vitb", "vitl"] = spec_field(
-        "vitl",
-        "ViT size; also sets feature widths of the stereo networks",
-        automl_enabled=None,
-        shapes_weights=True,
-    )
-    stereo_backbone: StereoBackboneSpec = spec_field(StereoBackboneSpec, "Stereo backbone options")
-    hidden_dims: list[int] = spec_field(
-        [128], "GRU hidden widths, one per level", item_low=1, shapes_weights=True
-    )
+    model_type: ModelType = with_default(FoundationStereoSpec, "model_type", "FastFoundationStereo")
+    encoder: Literal["vits", "vitb", "vitl"] = with_default(FoundationStereoSpec, "encoder", "vitl")
+    stereo_backbone: StereoBackboneSpec = same_field(FoundationStereoSpec, "stereo_backbone")
+    hidden_dims: list[int] = with_default(FoundationStereoSpec, "hidden_dims", [128])
     n_gru_layers: int = spec_field(
         1, "Number of GRU levels", low=1, high=1, automl_enabled=None, shapes_weights=True
     )
-    n_downsample: int = spec_field(2, "Disparity is refined at 1/2^n resolution", low=2, high=2)
-    corr_radius: int = spec_field(
-        4,
-        "Lookup radius r: 2r+1 samples per pyramid level",
-        low=2,
-        high=8,
-        automl_enabled=True,
-        shapes_weights=True,
-    )
-    corr_levels: int = spec_field(
-        2,
-        "Levels of the correlation pyramid",
-        low=1,
-        high=2,
-        automl_enabled=None,
-        shapes_weights=True,
-    )
-    cv_group: int = spec_field(
-        8,
-        "Groups of the group-wise correlation volume; must divide the 1/4-scale feature width",
-        low=4,
-        high=16,
-        options=(4, 8, 16),
-        automl_enabled=True,
-        search_default=False,
-        shapes_weights=True,
-    )
-    volume_dim: int = spec_field(
-        28,
-        "Channels of the filtered cost volume",
-        low=16,
-        high=64,
-        math_cond="/ 4",
-        automl_enabled=True,
-        search_default=False,
-        shapes_weights=True,
-    )
+    n_downsample: int = same_field(FoundationStereoSpec, "n_downsample")
+    corr_radius: int = same_field(FoundationStereoSpec, "corr_radius")
+    corr_levels: int = same_field(FoundationStereoSpec, "corr_levels")
+    cv_group: int = same_field(FoundationStereoSpec, "cv_group")
+    volume_dim: int = same_field(FoundationStereoSpec, "volume_dim")
     concat_channel: int = spec_field(
         24,
         "Channels of the concatenation volume",
         automl_enabled=None,
         shapes_weights=True,
     )
-    max_disparity: int = spec_field(
-        192,
-        "Number of disparity hypotheses at full resolution; must be a multiple of 32",
-        unit="px",
-        low=32,
-        high=832,
-    )
-    train_iters: int = spec_field(
-        22,
-        "GRU updates per training forward pass",
-        unit="GRU updates",
-        low=1,
-        high=64,
-        search_range=(4, 32),
-        search_range_cpu=(2, 8),
-        automl_enabled=True,
-    )
-    valid_iters: int = spec_field(
-        8, "GRU updates per evaluation forward pass", unit="GRU updates", low=1, high=64
-    )
-    low_memory: int = spec_field(
-        0, "Memory-saving level of the cost-volume lookup, 0 = off", low=0, high=4
-    )
-    mixed_precision: bool = spec_field(
-        False, "Run the forward pass under autocast", automl_enabled=None
-    )
+    max_disparity: int = with_default(FoundationStereoSpec, "max_disparity", 192)
+    train_iters: int = same_field(FoundationStereoSpec, "train_iters")
+    valid_iters: int = with_default(FoundationStereoSpec, "valid_iters", 8)
+    low_memory: int = same_field(FoundationStereoSpec, "low_memory")
+    mixed_precision: bool = same_field(FoundationStereoSpec, "mixed_precision")
     gwc_feature_normalize: bool = spec_field(
         True,
         "L2-normalise features before group-wise correlation; must be true for bp2 weights",
@@ -325,23 +263,16 @@ class MonoBackboneSpec:
         "Backbone-only weights for the monocular networks (DINOv2, or a relative checkpoint for "
         "metric fine-tuning)",
     )
-    use_bn: bool = spec_field(False, "Batch normalisation inside the DPT head", shapes_weights=True)
-    use_clstoken: bool = spec_field(
-        False, "Feed the class token to the DPT head", shapes_weights=True
-    )
+    use_bn: bool = same_field(StereoBackboneSpec, "use_bn")
+    use_clstoken: bool = same_field(StereoBackboneSpec, "use_clstoken")
 
 
 @dataclass
 class MetricDepthSpec:
     """Hyperparameters of MetricDepthAnything (`model`)."""
 
-    model_type: ModelType = spec_field("MetricDepthAnything", "Which of the four networks to build")
-    encoder: MonoEncoder = spec_field(
-        "vitl",
-        "ViT size; also sets feature widths of the stereo networks",
-        automl_enabled=None,
-        shapes_weights=True,
-    )
+    model_type: ModelType = with_default(FoundationStereoSpec, "model_type", "MetricDepthAnything")
+    encoder: MonoEncoder = with_default(FoundationStereoSpec, "encoder", "vitl")
     mono_backbone: MonoBackboneSpec = spec_field(MonoBackboneSpec, "Monocular backbone options")
 
 
@@ -349,13 +280,8 @@ class MetricDepthSpec:
 class RelativeDepthSpec:
     """Hyperparameters of RelativeDepthAnything (`model`)."""
 
-    model_type: ModelType = spec_field(
-        "RelativeDepthAnything", "Which of the four networks to build"
+    model_type: ModelType = with_default(
+        FoundationStereoSpec, "model_type", "RelativeDepthAnything"
     )
-    encoder: MonoEncoder = spec_field(
-        "vitl",
-        "ViT size; also sets feature widths of the stereo networks",
-        automl_enabled=None,
-        shapes_weights=True,
-    )
-    mono_backbone: MonoBackboneSpec = spec_field(MonoBackboneSpec, "Monocular backbone options")
+    encoder: MonoEncoder = same_field(MetricDepthSpec, "encoder")
+    mono_backbone: MonoBackboneSpec = same_field(MetricDepthSpec, "mono_backbone")
