@@ -164,28 +164,30 @@ def _kitti(folder: Path, index: int, pair: GeneratedPair) -> Files:
     """`disp_noc_0` holds the disparity of pixels that both cameras see."""
     roles = ("image_2", "image_3", "disp_noc_0")
     left, right, disparity = (folder / "training" / role / f"{index:06d}_10.png" for role in roles)
-    write_png(left, pair.left)
-    write_png(right, pair.right)
-    KITTI_PNG.write(disparity, np.where(pair.occluded, np.float32(np.inf), pair.disparity))
-    return left, right, disparity
+    visible = np.where(pair.occluded, np.float32(np.inf), pair.disparity)
+    return _write_pair((left, right, disparity), pair, KITTI_PNG, visible)
 
 
 def _fsd(folder: Path, index: int, pair: GeneratedPair) -> Files:
     roles = ("left/rgb", "right/rgb", "left/disparity")
     left, right, disparity = (folder / "data" / role / f"{index:04d}.png" for role in roles)
-    write_png(left, pair.left)
-    write_png(right, pair.right)
-    FSD_PNG.write(disparity, pair.disparity)
-    return left, right, disparity
+    return _write_pair((left, right, disparity), pair, FSD_PNG, pair.disparity)
 
 
 def _crestereo(folder: Path, index: int, pair: GeneratedPair) -> Files:
     roles = ("left", "right", "left.disp")
     left, right, disparity = (folder / "set" / f"{index}_{role}.png" for role in roles)
+    return _write_pair((left, right, disparity), pair, CRESTEREO_PNG, pair.disparity)
+
+
+def _write_pair(
+    files: tuple[Path, Path, Path], pair: GeneratedPair, encoding: MapEncoding, disparity: FloatMap
+) -> Files:
+    left, right, truth = files
     write_png(left, pair.left)
     write_png(right, pair.right)
-    CRESTEREO_PNG.write(disparity, pair.disparity)
-    return left, right, disparity
+    encoding.write(truth, disparity)
+    return files
 
 
 def _nyu(folder: Path, index: int, pair: GeneratedPair) -> Files:
