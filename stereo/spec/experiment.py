@@ -253,7 +253,35 @@ METRICS: Mapping[str, Mapping[str, Any]] = {
         ("loss", "px", True),
     )
 }
-"""What training reports; `meaningful` says which numbers count for stereo."""
+"""What training of a stereo network reports; `meaningful` says which numbers count there."""
+
+MONO_METRICS: Mapping[str, Mapping[str, Any]] = {
+    f"val/{name}": {"direction": direction, "unit": unit, "meaningful": True}
+    for name, direction, unit in (
+        ("d1", "maximize", "fraction"),
+        ("d2", "maximize", "fraction"),
+        ("d3", "maximize", "fraction"),
+        ("abs_rel", "minimize", ""),
+        ("sq_rel", "minimize", "m"),
+        ("rmse", "minimize", "m"),
+        ("rmse_log", "minimize", ""),
+        ("log10", "minimize", ""),
+        ("silog", "minimize", ""),
+        ("silog_kitti", "minimize", ""),
+        ("loss", "minimize", ""),
+    )
+}
+"""What training of a metric depth network reports; d1 is an accuracy here, in stereo an error."""
+
+RELATIVE_METRICS: Mapping[str, Mapping[str, Any]] = {
+    path: {
+        **facts,
+        "unit": "" if facts["unit"] == "m" else facts["unit"],
+        "meaningful": path in ("val/d1", "val/d2", "val/d3", "val/abs_rel", "val/loss"),
+    }
+    for path, facts in MONO_METRICS.items()
+}
+"""The same of aligned inverse depth, which has no unit and no scale that data sets share."""
 
 SHORTHANDS: Mapping[str, str] = {
     "num_epochs": "train.num_epochs",
