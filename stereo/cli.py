@@ -349,22 +349,19 @@ def _spec_option_problems(arguments: argparse.Namespace) -> Iterator[SpecProblem
 
 def _validate_checkpoint(path: Path, spec: ExperimentSpec | None) -> None:
     """Print what a weight file is; one that fits no network, or not the spec, ends with 2."""
-    from stereo.checkpoints import files, identify, load
-    from stereo.registry import MODELS, entry_for, settled
+    from stereo.checkpoints import identify, load
+    from stereo.registry import MODELS, entry_for, recognised, settled
     from stereo.spec.load import to_dict
 
-    payload = files.read(path)
-    state = load.network_state(payload)
-    for entry in MODELS.values():  # each leaves the names of other networks as they are
-        state = entry.load_release(state)
     try:
-        found = identify.identify(state, payload)
+        found, state = recognised(path)
         print(f"{path}\n{found}")
         for entry in MODELS.values():
             if entry.model_type == found.network:
                 load.require_network(state, found, identify.expected(entry))
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        told = str(error)
+        raise CheckpointError(told if told.startswith(str(path)) else f"{path}: {told}") from None
     if spec is not None:
         spec = settled(spec, path)
         network = identify.expected_state(entry_for(spec).build, spec.model)

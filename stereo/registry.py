@@ -10,20 +10,20 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stereo.errors import CheckpointError, SpecError, SpecProblem
 from stereo.spec.experiment import ExperimentSpec
 from stereo.spec.fields import leaves
 from stereo.spec.networks import VARIANT_LAYOUTS, FastFoundationStereoSpec, FoundationStereoSpec
-from stereo.spec.rules import RULES, bp2_mismatches
+from stereo.spec.rules import RULES, bp2_mismatches, value_at
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor, nn
 
-    from stereo.checkpoints.load import LoadReport
+    from stereo.checkpoints.identify import Identity
+    from stereo.checkpoints.load import LoadReport, Part
 
 LOG = logging.getLogger(__name__)
 Stated = Callable[[], Mapping[str, Any]]
@@ -43,6 +43,7 @@ class ModelEntry:
         release_faults: what in a spec differs from the network of the released weights.
         stride: input height and width are multiples of this many pixels.
         settle: spec section and what the weights tell -> section without open choices.
+        parts: what of the network may start from a file of its own.
     """
 
     key: str
@@ -53,6 +54,7 @@ class ModelEntry:
     release_faults: Callable[[ExperimentSpec], list[SpecProblem]]
     stride: int
     settle: Callable[[Any, Stated], Any] = lambda section, _stated: section
+    parts: Callable[[], tuple[Part, ...]] = tuple
 
 
 def _build_fast_foundation_stereo(spec: FastFoundationStereoSpec) -> nn.Module:
@@ -77,6 +79,48 @@ def _foundation_stereo_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     from stereo.nets.names import rename_foundation_stereo
 
     return rename_foundation_stereo(state)
+
+
+def _edgenext() -> Part:
+    from stereo.checkpoints.load import Part
+    from stereo.nets.names import FEATURE, rename_edgenext
+
+    return Part(
+        "model.stereo_backbone.edgenext_pretrained_path",
+        "an EdgeNeXt-small encoder",
+        FEATURE,
+        ("downsample_layers.", "stages."),
+        rename_edgenext,
+    )
+
+
+def _depth_anything() -> Part:
+    from stereo.checkpoints.load import Part
+    from stereo.nets.names import rename_relative_depth
+
+    return Part(
+        "model.stereo_backbone.depth_anything_v2_pretrained_path",
+        "a Depth Anything V2 network",
+        "feature.dino.depth_anything.",
+        ("pretrained.", "depth_head."),
+        rename_relative_depth,
+    )
+
+
+def mono_encoder() -> tuple[Part, ...]:
+    """The encoder of both monocular networks, from DINOv2 or from either of them."""
+    from stereo.checkpoints.load import Part
+    from stereo.nets.names import MONO_ENCODER, rename_relative_depth
+
+    return (
+        Part(
+            "model.mono_backbone.pretrained_path",
+            "a DINOv2 encoder or a Depth Anything V2 network",
+            "",
+            (MONO_ENCODER,),
+            rename_relative_depth,
+        ),
+    )
 
 
 def _settle_foundation_stereo(
@@ -106,6 +150,7 @@ MODELS: dict[str, ModelEntry] = {
             load_release=_fast_foundation_stereo_names,
             release_faults=bp2_mismatches,
             stride=32,
+            parts=lambda: (_edgenext(),),
         ),
         ModelEntry(
             key="fs",
@@ -116,6 +161,7 @@ MODELS: dict[str, ModelEntry] = {
             release_faults=lambda _spec: [],  # names and shapes show every difference
             stride=32,
             settle=_settle_foundation_stereo,
+            parts=lambda: (_edgenext(), _depth_anything()),
         ),
     )
 }
@@ -205,3 +251,50 @@ def load_weights(
     if faults and shaping.isdisjoint(fault.key for fault in faults):  # else another release
         raise SpecError(faults)
     return report
+
+
+def load_start(
+    network: nn.Module, entry: ModelEntry, spec: ExperimentSpec
+) -> dict[str, LoadReport]:
+    """Copy the weights from which a spec starts a training into its network.
+
+    Weights of the whole network win over those of its parts.
+
+    Returns:
+        What found no place, by file; empty when training starts from scratch.
+
+    Raises:
+        CheckpointError: a file is unusable, or its weights do not fit.
+        SpecError: see `load_weights`.
+    """
+    from stereo.checkpoints.load import load_part
+
+    partial, whole = spec.train.allow_partial_load, spec.train.pretrained_model_path
+    if whole:
+        return {whole: load_weights(network, Path(whole), entry, spec, partial=partial)}
+    files = {part: value_at(spec, part.key) for part in entry.parts()}
+    return {
+        file: load_part(network, Path(file), part, partial=partial)
+        for part, file in files.items()
+        if file
+    }
+
+
+def recognised(path: Path) -> tuple[Identity, dict[str, Tensor]]:
+    """What a weight file is, and its tensors under our names.
+
+    Raises:
+        CheckpointError: the file is unusable, or holds no network of this program.
+    """
+    from stereo.checkpoints import files, identify
+    from stereo.checkpoints.load import network_state
+
+    payload = files.read(path)
+    stored = network_state(payload)
+    depth = identify.depth_of(stored, payload, path.name)
+    for entry in MODELS.values():
+        state = entry.load_release(stored)
+        found = identify.identify(state, payload)
+        if found.network == entry.model_type and depth in (None, entry.model_type):
+            return found, state
+    return identify.identify(stored, payload), stored

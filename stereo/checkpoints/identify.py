@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from stereo.checkpoints import taps
 from stereo.checkpoints.inert_pickle import Record
 from stereo.errors import CheckpointError
 
@@ -22,6 +23,15 @@ State = Mapping[str, Tensor]
 Fields = dict[str, Any]
 
 STEREO_VIT = "feature.dino.depth_anything."
+STEM = "corr_stem.0.weight"
+PUBLIC = "corr_stem.1.norm.running_mean"  # only that variant of FoundationStereo has this norm
+VARIANT_BOUND = (
+    "cost_agg.agg_1.0.",
+    "cost_agg.conv_patch.",
+    "cost_agg.atts.cost_vol_disp.",
+    "spx_2_gru.conv2.",
+)
+"""Layers of FoundationStereo that compute something else in the other variant."""
 DISTILLED = "cost_agg.post8_to_4.upsample.0.conv.weight"
 FILTERING = ("cost_agg.", "corr_feature_att.", "classifier.")
 UNUSED_MODULES = (
@@ -36,6 +46,7 @@ UNUSED_MODULES = (
 )
 """Modules that FastFoundationStereo stores and never runs; a file may lack them."""
 
+DEPTH_HEADS = {"metric_depth_head.": "MetricDepthAnything", "depth_head.": "RelativeDepthAnything"}
 ENCODERS = {384: "vits", 768: "vitb", 1024: "vitl", 1536: "vitg"}  # by the width of a token
 VIT_CHANNELS = {32: "vits", 64: "vitb", 128: "vitl"}  # by what the ViT adds to the 1/4 features
 QUARTER_CHANNELS = 96  # of the CNN alone
@@ -120,6 +131,42 @@ def identify(state: State, payload: Mapping[str, Any] | None = None) -> Identity
         "none of the networks this program knows (FoundationStereo, FastFoundationStereo, "
         "MetricDepthAnything, RelativeDepthAnything) and none of their encoders"
         + (f"; first tensor {min(state)[:80]}" if state else "")
+    )
+
+
+def depth_of(state: State, payload: Mapping[str, Any] | None = None, name: str = "") -> str | None:
+    """`model.model_type` that a monocular network was trained for; None where nothing tells.
+
+    Released metric files have the tensor names of relative ones; their own names tell them apart.
+    The public training script (containers `model`, names `module.`) exists for metric depth only.
+
+    Args:
+        state: tensors under the names of the file.
+        payload: the file they come from.
+        name: of the file.
+    """
+    heads = [head for head in DEPTH_HEADS if any(tensor.startswith(head) for tensor in state)]
+    if not heads:
+        return None
+    spec = (payload or {}).get("spec")
+    model = spec.get("model") if type(spec) is dict else None
+    stated = model.get("model_type") if type(model) is dict else None
+    if type(stated) is str and stated in DEPTH_HEADS.values():
+        return stated
+    container = (payload or {}).get("model")
+    if type(container) is dict and all(str(key).startswith("module.") for key in container):
+        return None
+    return DEPTH_HEADS["metric_depth_head." if "metric" in name.lower() else heads[0]]
+
+
+def other_meaning(state: State, own: State) -> tuple[str, ...]:
+    """Tensors with the name and shape of one of `own` that compute something else there."""
+    if STEM not in state or STEM not in own or (PUBLIC in state) == (PUBLIC in own):
+        return ()
+    return tuple(
+        name
+        for name, tensor in state.items()
+        if name.startswith(VARIANT_BOUND) and name in own and own[name].shape == tensor.shape
     )
 
 
@@ -261,7 +308,7 @@ class _Shapes:
 
 def _foundation_stereo(shapes: _Shapes) -> Identity:
     width = shapes.of(f"{STEREO_VIT}pretrained.patch_embed.proj.weight", 0)
-    public = "corr_stem.1.norm.running_mean" in shapes.state
+    public = PUBLIC in shapes.state
     volume = shapes.of("cost_agg.conv1_up.conv.weight", 1)
     merged = shapes.of("cost_agg.agg_1.0.conv.weight", 0)
     if volume and merged and merged != (2 if public else 4) * volume:
@@ -269,13 +316,13 @@ def _foundation_stereo(shapes: _Shapes) -> Identity:
             f"corrupt, or tensors of both variants mixed: cost_agg.agg_1.0.conv.weight has {merged}"
             f" rows, the norms are those of variant {'public' if public else 'tao'}"
         )
-    stem = shapes.of("corr_stem.0.weight", 1)
+    stem = shapes.of(STEM, 1)
     levels = [shapes.has(f"update_block.gru{level}.") for level in ("08", "16")]
     fields = {
         "encoder": ENCODERS.get(width or 0),
         "variant": "public" if public else "tao",
         "n_gru_layers": 1 + sum(levels),
-        **_lookup(shapes, volume),
+        **_lookup(shapes),
         "volume_dim": volume,
         "cv_group": None if stem is None else stem - 24,
         **_dpt(shapes, f"{STEREO_VIT}depth_head.", "stereo_backbone"),
@@ -295,7 +342,7 @@ def _fast_foundation_stereo(shapes: _Shapes) -> Identity:
     fields = {
         "encoder": VIT_CHANNELS.get((quarter or 0) - QUARTER_CHANNELS),
         "hidden_dims": None if unused is None else [unused],
-        **_lookup(shapes, volume),
+        **_lookup(shapes),
         "volume_dim": volume,
         "cv_group": None if stem is None or concat is None else stem - concat,
         "concat_channel": concat,
@@ -318,14 +365,9 @@ def _fast_foundation_stereo(shapes: _Shapes) -> Identity:
     return shapes.identity("FastFoundationStereo", fields, remark)
 
 
-def _lookup(shapes: _Shapes, volume: int | None) -> Fields:
-    """`corr_levels * (2 * corr_radius + 1)` taps; an even number means two levels."""
-    inputs = shapes.of("update_block.encoder.convc1.weight", 1)
-    if inputs is None or volume is None or inputs % (volume + 1):
-        return {}
-    taps = inputs // (volume + 1)
-    levels = 1 if taps % 2 else 2
-    return {"corr_levels": levels, "corr_radius": (taps // levels - 1) // 2}
+def _lookup(shapes: _Shapes) -> Fields:
+    found = taps.lookup_of(shapes.state)
+    return {} if found is None else {"corr_levels": found.levels, "corr_radius": found.radius}
 
 
 def _upsampling(shapes: _Shapes) -> list[int] | None:
@@ -397,13 +439,9 @@ def _starts(*prefixes: str) -> Callable[[State], bool]:
 KINDS: tuple[tuple[Callable[[State], bool], Callable[[_Shapes], Identity]], ...] = (
     (_starts(STEREO_VIT), _foundation_stereo),
     (_starts("cost_agg.", "update_block."), _fast_foundation_stereo),
-    (
-        _starts("pretrained.", "metric_depth_head."),
-        _depth_anything("MetricDepthAnything", "metric_depth_head."),
-    ),
-    (
-        _starts("pretrained.", "depth_head."),
-        _depth_anything("RelativeDepthAnything", "depth_head."),
+    *(
+        (_starts("pretrained.", head), _depth_anything(network, head))
+        for head, network in DEPTH_HEADS.items()
     ),
     (_starts("pretrained.patch_embed."), _dino("pretrained.")),
     (_starts("patch_embed.proj.", "blocks.0."), _dino("")),

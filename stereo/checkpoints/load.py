@@ -1,17 +1,22 @@
-"""Names -> network: the only place that copies stored weights into a module."""
+"""Names -> network: the only place that copies stored weights into a module.
+
+A file fills a whole network (`load_into`) or one part of it (`load_part`). Either way every tensor
+must agree in name and shape, unless a partial load is asked for; then what fits is copied and the
+report names everything else.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stereo.checkpoints import files, identify
+from stereo.checkpoints import files, identify, taps
 from stereo.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -19,7 +24,8 @@ log = logging.getLogger(__name__)
 State = dict[str, Tensor]
 
 CONTAINERS = ("model", "state_dict", "model_state_dict")
-PREFIXES = ("model.", "module.")  # in this order: Lightning around a distributed wrapper
+PREFIXES = ("model.", "module.")  # of Lightning and of a distributed wrapper, in any order
+SHOWN = 10  # names of each kind in a message
 COMPARED = frozenset({"stride", "padding", "output_padding", "dilation", "groups", "eps"})
 """Attributes of a layer that change what it computes, and none of its shapes."""
 DERIVED = frozenset({"dx"})  # buffers that follow from the spec; older exports lack them
@@ -34,27 +40,49 @@ class LoadReport:
         unexpected: tensors of the file that the network has no place for.
         mismatched: `name: file (shape), network (shape)` of tensors that differ in shape.
         zeroed: tensors that the file may lack because nothing reads them; they became zero.
+        partly: `name: what of it was copied` of tensors that differ in shape.
+        other_meaning: tensors of equal name and shape that mean something else in the network.
     """
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     mismatched: tuple[str, ...]
     zeroed: tuple[str, ...] = ()
+    partly: tuple[str, ...] = ()
+    other_meaning: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
         """True when every tensor found its place."""
-        return not (self.missing or self.unexpected or self.mismatched)
+        return not any(names for _, names in self._groups)
 
-    def __str__(self) -> str:
-        parts = (
+    @property
+    def _groups(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        return (
             ("missing from the file", self.missing),
             ("without a place in the network", self.unexpected),
             ("of another shape", self.mismatched),
+            ("of another meaning", self.other_meaning),
         )
+
+    def __str__(self) -> str:
+        """Counts, and the first names of each kind."""
         return "; ".join(
-            f"{len(names)} {what} (first: {names[0]})" for what, names in parts if names
+            f"{len(names)} {what}: {', '.join(names[:SHOWN])}{', ...' if names[SHOWN:] else ''}"
+            for what, names in self._groups
+            if names
         )
+
+    def lines(self) -> list[str]:
+        """One line for every tensor that was not loaded, or not wholly."""
+        copied = {line.partition(":")[0] for line in self.partly}
+        found = [
+            f"{name} ({what})"
+            for what, names in self._groups
+            for name in names
+            if name.partition(":")[0] not in copied
+        ]
+        return [*self.partly, *found]
 
 
 def network_state(payload: Mapping[str, Any]) -> State:
@@ -63,10 +91,13 @@ def network_state(payload: Mapping[str, Any]) -> State:
         (payload[key] for key in CONTAINERS if isinstance(payload.get(key), dict)), payload
     )
     state = {name: value for name, value in inner.items() if isinstance(value, Tensor)}
-    for prefix in PREFIXES:
-        if state and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    while prefix := next((p for p in PREFIXES if _all_start(state, p)), None):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
+
+
+def _all_start(state: State, prefix: str) -> bool:
+    return bool(state) and all(name.startswith(prefix) for name in state)
 
 
 Expected = Callable[[dict[str, Any]], State]
@@ -92,23 +123,104 @@ def load_into(
             default: only what names show.
 
     Raises:
-        CheckpointError: the file is unusable, holds no tensors, or differs and `partial` is off.
+        CheckpointError: the file is unusable, holds no tensors, or differs and `partial` is off;
+            or nothing of it fits.
     """
     payload = files.read(path)
     state = network_state(payload)
     if not state:
         raise CheckpointError(f"{path}: holds no network weights")
+    own = module.state_dict()
+    if not partial:
+        _require_same_depth(path, payload, state, own)
     if rename is not None:
         state = rename(state)
-    own = module.state_dict()
     report = compare(state, own)
     if not report.complete and not partial:
         raise CheckpointError(f"{path}: {explain(state, own, report, expected)}")
+    report = _copy(module, path, state, report, partial=partial)
+    rows = layer_differences(payload, module, rename)
+    if rows:
+        log.warning("%s: layers of the file compute otherwise:\n%s", path, identify.table(rows))
+    return report
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a network that may start from a file of its own.
+
+    Attributes:
+        key: the field of a spec that names the file.
+        what: the part in words.
+        prefix: what stands in front of its names in the network.
+        names: beginnings of its names behind the prefix; whatever else a file holds is left out.
+        rename: published names -> ours, without the prefix.
+    """
+
+    key: str
+    what: str
+    prefix: str
+    names: tuple[str, ...]
+    rename: Callable[[State], State]
+
+
+def load_part(module: nn.Module, path: Path, part: Part, *, partial: bool = False) -> LoadReport:
+    """Copy the weights of a file into one part of `module`; the rest stays as it is.
+
+    Args:
+        module: the network; unchanged when the load is refused.
+        path: a `.pth` file.
+        part: where the weights go.
+        partial: accept differences and load what fits; otherwise every name and shape must agree.
+
+    Raises:
+        CheckpointError: the file is unusable, does not hold the part, or differs and `partial` is
+            off; or nothing of it fits.
+    """
+    stored = part.rename(network_state(files.read(path)))
+    state = {name: value for name, value in stored.items() if name.startswith(part.names)}
+    if not state:
+        raise CheckpointError(f"{path}: {part.key} needs {part.what}. {_what_it_is(stored)}")
+    inside = tuple(f"{part.prefix}{name}" for name in part.names)
+    own = {
+        name.removeprefix(part.prefix): value
+        for name, value in module.state_dict().items()
+        if name.startswith(inside)
+    }
+    report = compare(state, own)
+    if not report.complete and not partial:
+        raise CheckpointError(f"{path}: {part.key}: {explain(state, own, report, None)}")
+    within = {f"{part.prefix}{name}": value for name, value in state.items()}
+    return _copy(module, path, within, report, partial=partial)
+
+
+def _what_it_is(state: State) -> str:
+    try:
+        found = identify.identify(state)
+    except CheckpointError as error:
+        return f"The file is {error}"
+    return f"The file is {found.network}" + (f" ({found.remark})" if found.remark else "")
+
+
+def _copy(
+    module: nn.Module, path: Path, state: State, report: LoadReport, *, partial: bool
+) -> LoadReport:
+    """Copy what fits; return the report with what was copied in part."""
+    own = module.state_dict()
     fitting = {
         name: value
         for name, value in state.items()
-        if name in own and name not in DERIVED and value.shape == own[name].shape
+        if name in own
+        and name not in DERIVED
+        and name not in report.other_meaning
+        and value.shape == own[name].shape
     }
+    shared = taps.shared_taps(state, own)
+    if shared is not None:
+        fitting[taps.WEIGHT], told = shared
+        report = replace(report, partly=(told,))
+    if not fitting:
+        raise CheckpointError(f"{path}: nothing of it fits this network: {report}")
     if report.zeroed and not partial:
         fitting |= {name: torch.zeros_like(own[name]) for name in report.zeroed}
         log.warning(
@@ -118,10 +230,21 @@ def load_into(
             report.zeroed[0],
         )
     module.load_state_dict(fitting, strict=False)
-    rows = layer_differences(payload, module, rename)
-    if rows:
-        log.warning("%s: layers of the file compute otherwise:\n%s", path, identify.table(rows))
     return report
+
+
+def _require_same_depth(path: Path, payload: Mapping[str, Any], state: State, own: State) -> None:
+    """Refuse the head of metric depth for relative depth and the other way round."""
+    given = identify.depth_of(state, payload, path.name)
+    needed = identify.depth_of(own)
+    if given is None or needed is None or given == needed:
+        return
+    raise CheckpointError(
+        f"{path}: holds the head of {given}, the network is {needed}. Set"
+        " train.allow_partial_load=true to start from all its weights, or"
+        " model.mono_backbone.pretrained_path to start from its encoder. Released metric files have"
+        ' the names of relative ones: they are told by the word "metric" in the name of the file'
+    )
 
 
 def layer_differences(
@@ -161,6 +284,7 @@ def compare(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> LoadRepor
             if name in own and name not in DERIVED and value.shape != own[name].shape
         ),
         zeroed=zeroed,
+        other_meaning=identify.other_meaning(state, own),
     )
 
 
@@ -192,8 +316,12 @@ def explain(state: State, own: State, report: LoadReport, expected: Expected | N
         needed = identify.identify(state)
     except CheckpointError as error:
         return f"{general}. The file is {error}"
+    encoder = needed.fields.get("encoder")
+    if encoder is not None and encoder != given.fields.get("encoder", encoder):
+        general = f"encoder mismatch? file looks like {encoder}; {general}"
     if given.network != needed.network:
-        return f"{general}. The file is {needed.network}, the network {given.network}"
+        remark = f" ({needed.remark})" if needed.remark else ""
+        return f"the file is {needed.network}{remark}, the network {given.network}; {general}"
     told = _misfit(state, needed, report, expected)
     if told is not None:
         return told
@@ -212,7 +340,7 @@ def _misfit(
             report = compare(state, own)
         except (CheckpointError, ArithmeticError, RuntimeError, TypeError, ValueError) as error:
             return f"no network has the fields of this file: {error}"
-    elif not (report.missing or report.unexpected):
+    elif needed.network not in identify.SEARCHED or not (report.missing or report.unexpected):
         return None  # other widths, which other fields may make
     if report.complete:
         return None

@@ -1,8 +1,8 @@
 """Released tensor names -> ours, as tables.
 
 The public stereo files carry other names than our state dicts; the tensors are the same. Public
-monocular files differ in the name of the head. Names that are ours already pass unchanged, so the
-rules can always be applied.
+monocular files differ in the name of the head, and those of their encoder alone lack its prefix.
+Names that are ours already pass unchanged, so the rules can always be applied.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ FFS_PREFIXES: Prefixes = (
     *FS_PREFIXES,
     (re.compile(r"^(corr_feature_att|classifier)\.layers\."), r"\1."),
 )
-EDGENEXT_PREFIX = "feature.stages."
+FEATURE = "feature."  # the encoder inside a stereo network
+EDGENEXT_PREFIX = f"{FEATURE}stages."
 EDGENEXT_PARTS = (
     (".conv_dw.", ".dwconv."),
     (".mlp.fc1.", ".pwconv1."),
     (".mlp.fc2.", ".pwconv2."),
 )
 MONO_HEAD = re.compile(r"^(metric_)?depth_head\.")
+MONO_ENCODER = "pretrained."
+PATCHES = "patch_embed.proj.weight"  # of a DINOv2 file, which is the encoder without its prefix
 NORM = re.compile(r"^(?P<block>.*)\.(bn|IN)\.(?P<leaf>\w+)$")
 
 
@@ -72,6 +75,12 @@ def _rename(name: str, prefixes: Prefixes) -> str:
     return name
 
 
+def rename_edgenext(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return `state` of a published `edgenext_small` under the names of the stereo encoder."""
+    inside = _renamed({f"{FEATURE}{name}": value for name, value in state.items()}, FS_PREFIXES)
+    return {name.removeprefix(FEATURE): value for name, value in inside.items()}
+
+
 def rename_metric_depth(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return `state` under the names of `MetricDepthAnything`."""
     return _with_head(state, "metric_depth_head.")
@@ -83,5 +92,7 @@ def rename_relative_depth(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _with_head(state: dict[str, Tensor], head: str) -> dict[str, Tensor]:
-    """Give the tensors of the head, whatever they are called, the prefix `head`."""
+    """Give the tensors of the head the prefix `head`, those of a bare encoder the encoder's."""
+    if PATCHES in state:
+        return {f"{MONO_ENCODER}{name}": value for name, value in state.items()}
     return {MONO_HEAD.sub(head, name): value for name, value in state.items()}

@@ -24,7 +24,7 @@ import torch
 
 from stereo.checkpoints import files, load
 from stereo.errors import CheckpointError, NoResultError, SpecError, SpecProblem
-from stereo.registry import load_weights
+from stereo.registry import load_start
 from stereo.train.optim import warn_about_unused
 
 if TYPE_CHECKING:
@@ -242,11 +242,12 @@ def _network(spec: ExperimentSpec, entry: ModelEntry, start: _Start | None) -> t
     network = entry.build(spec.model)
     if start is not None:
         load.load_into(network, start.path)
-    elif spec.train.pretrained_model_path:
-        path = Path(spec.train.pretrained_model_path)
-        partial = spec.train.allow_partial_load
-        found = load_weights(network, path, entry, spec, partial=partial)
-        log.info("weights from %s: %s", path, found)
+        return network
+    for file, report in load_start(network, entry, spec).items():
+        lines = report.lines()
+        log.info("weights from %s, %d tensors not loaded", file, len(lines))
+        if lines:
+            log.warning("not loaded from %s:\n%s", file, "\n".join(lines))
     return network
 
 

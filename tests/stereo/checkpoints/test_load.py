@@ -187,7 +187,9 @@ def test_without_the_registry_other_widths_are_still_told_as_fields(
 
 def test_another_network_is_named(tmp_path: Path, stereo: FastFoundationStereo) -> None:
     encoder = {"patch_embed.proj.weight": torch.ones(384, 3, 14, 14), "blocks.0.a": torch.ones(1)}
-    with pytest.raises(CheckpointError, match=r"file is DINOv2, the network Fast"):
+    with pytest.raises(
+        CheckpointError, match=r"file is DINOv2 \(encoder only: .*\), the network Fast"
+    ):
         load_stereo(tmp_path / "dino.pth", encoder, stereo)
     with pytest.raises(CheckpointError, match=r"none of the networks this program knows"):
         load_stereo(tmp_path / "fc.pth", {"fc.weight": torch.ones(1)}, stereo)
