@@ -1,4 +1,4 @@
-"""Image geometry: padding to a stride and back, disparity to metric depth.
+"""Image geometry: padding to a stride and back, disparity to metric depth, affine alignment.
 
 Disparity in px of the stated image; depth in m; `depth = baseline * focal / (disparity + doffs)`
 with the baseline in m, focal and doffs in px.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
@@ -63,3 +64,50 @@ def disparity_to_depth(
     depth = np.zeros(disparity.shape, np.float32)
     np.divide(baseline * focal_x, shifted, out=depth, where=seen, casting="same_kind")
     return depth
+
+
+class Alignment(NamedTuple):
+    """Maps brought to the scale and shift of others, per image.
+
+    Attributes:
+        aligned: scale * source + shift, (B, ...); of no meaning where the mask was False.
+        scale: (B,).
+        shift: (B,).
+        found: bool (B,); False for a source without two different valid values: all three are 0.
+    """
+
+    aligned: Tensor
+    scale: Tensor
+    shift: Tensor
+    found: Tensor
+
+
+def align(source: Tensor, target: Tensor, valid: Tensor) -> Alignment:
+    """Scale and shift per image that bring `source` closest to `target` by least squares.
+
+    Both are centred first: the determinant of the normal equations cancels in float32. Gradients
+    flow through scale and shift. A source that is not finite gives NaN.
+
+    Args:
+        source: (B, ...).
+        target: of the same shape; any value where `valid` is False.
+        valid: bool, of the same shape.
+    """
+    axes = tuple(range(1, source.ndim))
+    count = valid.sum(axes, keepdim=True).clamp(min=1)
+    source_mean, target_mean = (
+        torch.where(valid, values, 0.0).sum(axes, keepdim=True) / count
+        for values in (source, target)
+    )
+    x = torch.where(valid, source - source_mean, 0.0)
+    y = torch.where(valid, target - target_mean, 0.0)
+    variance = x.square().sum(axes, keepdim=True)
+    # The mean of equal values is rounded, so the variance alone does not show that they are equal.
+    highest = torch.where(valid, source, -torch.inf).amax(axes, keepdim=True)
+    lowest = torch.where(valid, source, torch.inf).amin(axes, keepdim=True)
+    constant = (highest <= lowest) | (variance == 0)
+    slope = (x * y).sum(axes, keepdim=True) / torch.where(constant, 1.0, variance)
+    scale = torch.where(constant, 0.0, slope)
+    middle = torch.where(constant, 0.0, target_mean)
+    shift = middle - scale * source_mean
+    return Alignment(middle + scale * x, scale.flatten(), shift.flatten(), ~constant.flatten())

@@ -1,22 +1,27 @@
-"""Stereo metrics over valid pixels, per image and pooled over pixels.
+"""Metrics over valid pixels, per image and pooled over pixels, of the three kinds of networks.
 
-p prediction, g ground truth, e = |p - g|, all px. bp1, bp2, bp3 and d1 are fractions 0..1. Sums are
-kept in float64. `image` aggregation is the mean over images of the per-image value, images without
-valid pixels skipped; `pixel` pools the pixels of all images, as the KITTI server does. A prediction
-that is not a number counts as a bad pixel and makes the means NaN.
+p prediction, g ground truth, e = |p - g|. Stereo: disparity in px; metric: depth in m; relative:
+inverse depth, p aligned to g per image. bp1, bp2, bp3, d1, d2, d3 are fractions 0..1; d1 is an
+error rate in stereo and an accuracy elsewhere. Sums are kept in float64, so that batches and their
+order do not matter. `image` aggregation is the mean over images of the per-image value, images
+without a score skipped; `pixel` pools the pixels of all images, as the KITTI server does. A
+prediction that is not a number counts as a bad pixel and makes the means NaN.
 
-Source: training.md 3.1; D1 as in KITTI 2015: more than 3 px and more than 5 % off.
+Source: training.md 3; D1 of stereo as in KITTI 2015: more than 3 px and more than 5 % off.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from stereo.spec.experiment import METRICS as DECLARED
+from stereo.geometry import align
+from stereo.spec import experiment
 
 
 class Metric(NamedTuple):
@@ -25,8 +30,8 @@ class Metric(NamedTuple):
     Attributes:
         name: key, without a prefix such as `val/`.
         direction: whether smaller or larger is better.
-        unit: `px`, `fraction` or empty.
-        meaningful: False for measures of depth that are computed on disparity here.
+        unit: `px`, `m`, `fraction` or empty.
+        meaningful: False where the values of two data sets cannot be compared.
     """
 
     name: str
@@ -35,61 +40,74 @@ class Metric(NamedTuple):
     meaningful: bool
 
 
-METRICS: dict[str, Metric] = {
-    name: Metric(name, **facts)
-    for name, facts in ((path.removeprefix("val/"), facts) for path, facts in DECLARED.items())
-    if name != "loss"
-}
+def _declared(table: Mapping[str, Mapping[str, Any]]) -> dict[str, Metric]:
+    metrics = (Metric(path.removeprefix("val/"), **facts) for path, facts in table.items())
+    return {metric.name: metric for metric in metrics if metric.name != "loss"}
+
+
+METRICS = _declared(experiment.METRICS)
 ROOTS = ("rmse", "rmse_log")  # accumulated as squares
-LOG_FLOOR = 1e-3  # px; predictions are raised to it before the logarithm
+LOG_FLOOR = 1e-3  # px; disparities are raised to it before the logarithm
+RELATIVE_FLOOR = 1e-8  # aligned and true inverse depths are raised to it
+RATIO = 1.25  # d1; its square and cube are d2 and d3
 
 
-class DisparityMetrics:
-    """Accumulates every metric of `METRICS` over any number of batches."""
+class Metrics(ABC):
+    """Accumulates every metric of `table` over any number of batches.
 
-    def __init__(self, max_disparity: float) -> None:
-        self.max_disparity = max_disparity
+    Attributes:
+        table: name -> metric, in the order of the results.
+        flat: which aggregation is meant where only one is given.
+        limits: of the ground truth, for readers of the results.
+    """
+
+    table: ClassVar[Mapping[str, Metric]]
+    flat: ClassVar[Literal["image", "pixel"]]
+
+    def __init__(self, **limits: float) -> None:
+        self.limits = limits
         self.reset()
 
     def reset(self) -> None:
         """Forget everything seen."""
-        self._image_sums = torch.zeros(len(METRICS), dtype=torch.float64)
-        self._pixel_sums = torch.zeros(len(METRICS), dtype=torch.float64)
+        self._image_sums = torch.zeros(len(self.table), dtype=torch.float64)
+        self._pixel_sums = torch.zeros((), dtype=torch.float64)
         self._images = 0
         self._skipped = 0
         self._pixels = 0
         self._truth_pixels = 0
 
     def update(
-        self, disparity: Tensor, gt: Tensor, valid: Tensor, truth_pixels: Tensor | None = None
+        self, prediction: Tensor, gt: Tensor, valid: Tensor, truth_pixels: Tensor | None = None
     ) -> list[dict[str, float] | None]:
         """Add a batch.
 
         Args:
-            disparity: predictions (B, H, W), px.
-            gt: ground truth (B, H, W), px; any value where `valid` is False.
-            valid: bool (B, H, W): usable and below `max_disparity`.
-            truth_pixels: (B,) finite positive pixels before the disparity limit, for the coverage;
+            prediction: (B, H, W).
+            gt: ground truth (B, H, W); any value where `valid` is False.
+            valid: bool (B, H, W): usable and within the limits.
+            truth_pixels: (B,) finite positive pixels before the limits, for the coverage;
                 default: the valid ones.
 
         Returns:
-            Per image its metrics, or None where no pixel is valid.
+            Per image its metrics, or None where it has no score.
         """
         counts = valid.sum(dim=(-2, -1))
         self._truth_pixels += int((counts if truth_pixels is None else truth_pixels).sum())
-        sums = _sums(disparity, gt, valid).cpu()
+        sums, scored = self._sums(prediction.double(), gt.double(), valid)
+        counts = torch.where(scored, counts, 0)
         return [
             self._add_image(image, count)
-            for image, count in zip(sums, counts.tolist(), strict=True)
+            for image, count in zip(sums.cpu(), counts.tolist(), strict=True)
         ]
 
     def _add_image(self, sums: Tensor, count: int) -> dict[str, float] | None:
         if count == 0:
             self._skipped += 1
             return None
-        values = _named(sums / count)
-        self._image_sums += torch.tensor(list(values.values()), dtype=torch.float64)
-        self._pixel_sums += sums
+        values = self._values(sums / count)
+        self._image_sums += torch.tensor([values[name] for name in self.table], dtype=torch.float64)
+        self._pixel_sums = self._pixel_sums + sums
         self._images += 1
         self._pixels += count
         return values
@@ -98,16 +116,16 @@ class DisparityMetrics:
         """Results so far.
 
         Returns:
-            `image` and `pixel` (metric -> value, NaN when no image had a valid pixel), `coverage`
-            (evaluated / finite positive pixels, 0..1), `images`, `skipped` (images without a valid
-            pixel), `pixels` and `max_disparity`.
+            `image` and `pixel` (metric -> value, NaN when no image has a score), `coverage`
+            (evaluated / finite positive pixels, 0..1), `images`, `skipped` (images without a
+            score), `pixels` and the limits.
         """
         if self._images:
-            image = dict(zip(METRICS, (self._image_sums / self._images).tolist(), strict=True))
-            pixel = _named(self._pixel_sums / self._pixels)
+            image = dict(zip(self.table, (self._image_sums / self._images).tolist(), strict=True))
+            pixel = self._values(self._pixel_sums / self._pixels)
         else:
-            image = dict.fromkeys(METRICS, math.nan)
-            pixel = dict.fromkeys(METRICS, math.nan)
+            image = dict.fromkeys(self.table, math.nan)
+            pixel = dict.fromkeys(self.table, math.nan)
         return {
             "image": image,
             "pixel": pixel,
@@ -115,31 +133,121 @@ class DisparityMetrics:
             "images": self._images,
             "skipped": self._skipped,
             "pixels": self._pixels,
-            "max_disparity": self.max_disparity,
+            **self.limits,
+        }
+
+    @abstractmethod
+    def _sums(self, prediction: Tensor, gt: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over the valid pixels of each image (B, sums), and (B,) whether it has a score."""
+
+    @abstractmethod
+    def _values(self, means: Tensor) -> dict[str, float]:
+        """Metrics from the means of what `_sums` adds up, in the order of `table`."""
+
+
+class DisparityMetrics(Metrics):
+    """Of stereo networks; `gt` and prediction in px."""
+
+    table = METRICS
+    flat = "image"
+
+    def __init__(self, max_disparity: float) -> None:
+        super().__init__(max_disparity=max_disparity)
+
+    def _sums(self, prediction: Tensor, gt: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        error = (prediction - gt).abs()
+        relative = error / gt
+        log_error = prediction.clamp(min=LOG_FLOOR).log() - gt.log()
+        terms = (
+            error,
+            ~(error <= 1),  # so that NaN counts as bad
+            ~(error <= 2),
+            ~(error <= 3),
+            ~((error <= 3) | (relative <= 0.05)),
+            error.square(),
+            relative,
+            error * relative,
+            log_error.square(),
+        )
+        return _summed(terms, valid), valid.any(dim=-1).any(dim=-1)
+
+    def _values(self, means: Tensor) -> dict[str, float]:
+        values = dict(zip(METRICS, means.tolist(), strict=True))
+        return {name: math.sqrt(v) if name in ROOTS else v for name, v in values.items()}
+
+
+class _MonoMetrics(Metrics):
+    """Formulas of depth, metric or not; both maps must be positive."""
+
+    flat = "pixel"
+
+    def _depth_sums(self, prediction: Tensor, gt: Tensor, valid: Tensor) -> Tensor:
+        ratio = torch.maximum(prediction / gt, gt / prediction)
+        error = (prediction - gt).abs()
+        log_error = prediction.log() - gt.log()
+        terms = (
+            ratio < RATIO,
+            ratio < RATIO**2,
+            ratio < RATIO**3,
+            error / gt,
+            error.square() / gt,
+            error.square(),
+            log_error.square(),
+            log_error.abs() / math.log(10),
+            log_error,
+        )
+        return _summed(terms, valid)
+
+    def _values(self, means: Tensor) -> dict[str, float]:
+        d1, d2, d3, abs_rel, sq_rel, square, log_square, log10, log = means.tolist()
+        return {
+            "d1": d1,
+            "d2": d2,
+            "d3": d3,
+            "abs_rel": abs_rel,
+            "sq_rel": sq_rel,
+            "rmse": math.sqrt(square),
+            "rmse_log": math.sqrt(log_square),
+            "log10": log10,
+            "silog": _root(log_square - 0.5 * log**2),
+            "silog_kitti": 100 * _root(log_square - log**2),
         }
 
 
-def _sums(disparity: Tensor, gt: Tensor, valid: Tensor) -> Tensor:
-    """Sums per image (B, metrics) in the order of METRICS; an invalid pixel adds 0 to each."""
-    truth = torch.where(valid, gt, 1.0).double()
-    prediction = torch.where(valid, disparity, 1.0).double()
-    error = (prediction - truth).abs()
-    relative = error / truth
-    log_error = prediction.clamp(min=LOG_FLOOR).log() - truth.log()
-    terms = (
-        error,
-        ~(error <= 1),  # so that NaN counts as bad
-        ~(error <= 2),
-        ~(error <= 3),
-        ~((error <= 3) | (relative <= 0.05)),
-        error.square(),
-        relative,
-        error * relative,
-        log_error.square(),
-    )
-    return torch.stack([term.sum(dim=(-2, -1), dtype=torch.float64) for term in terms], dim=-1)
+class DepthMetrics(_MonoMetrics):
+    """Of metric depth in m; ground truth and prediction are clipped to the range first."""
+
+    table = _declared(experiment.MONO_METRICS)
+
+    def __init__(self, min_depth: float, max_depth: float) -> None:
+        super().__init__(min_depth=min_depth, max_depth=max_depth)
+
+    def _sums(self, prediction: Tensor, gt: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        low, high = self.limits["min_depth"], self.limits["max_depth"]
+        sums = self._depth_sums(prediction.clamp(low, high), gt.clamp(low, high), valid)
+        return sums, valid.any(dim=-1).any(dim=-1)
 
 
-def _named(means: Tensor) -> dict[str, float]:
-    values = dict(zip(METRICS, means.tolist(), strict=True))
-    return {name: math.sqrt(v) if name in ROOTS else v for name, v in values.items()}
+class RelativeMetrics(_MonoMetrics):
+    """Of inverse depth up to scale and shift: the prediction is aligned per image in float64.
+
+    An image with fewer than two valid pixels, or with a constant prediction, has no score.
+    """
+
+    table = _declared(experiment.RELATIVE_METRICS)
+
+    def _sums(self, prediction: Tensor, gt: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        alignment = align(prediction, gt, valid)
+        aligned = alignment.aligned.clamp(min=RELATIVE_FLOOR)
+        return self._depth_sums(aligned, gt.clamp(min=RELATIVE_FLOOR), valid), alignment.found
+
+
+def _summed(terms: tuple[Tensor, ...], valid: Tensor) -> Tensor:
+    """Sums (B, terms) over the valid pixels of each image."""
+    sums = [torch.where(valid, term, 0).sum((-2, -1), dtype=torch.float64) for term in terms]
+    return torch.stack(sums, dim=-1)
+
+
+def _root(difference: float) -> float:
+    """Square root of a difference of means, which rounding may leave just below 0."""
+    return math.sqrt(difference) if not difference < 0 else 0.0

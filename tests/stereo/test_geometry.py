@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stereo.geometry import crop, disparity_to_depth, pad_to_multiple
+from stereo.geometry import align, crop, disparity_to_depth, pad_to_multiple
 
 
 @given(height=st.integers(1, 70), width=st.integers(1, 70), stride=st.sampled_from([1, 14, 32]))
@@ -38,3 +38,26 @@ def test_depth_is_zero_where_there_is_no_disparity() -> None:
     depth = disparity_to_depth(disparity, baseline=0.1, focal_x=100.0, doffs=1.0)
     assert depth.tolist() == [0.0, 0.0, 0.0, 0.0, 2.0]
     assert depth.dtype == np.float32
+
+
+@given(scale=st.floats(-50, 50), shift=st.floats(-50, 50), seed=st.integers(0, 99))
+@settings(deadline=None)
+def test_alignment_finds_the_map_of_each_image(scale: float, shift: float, seed: int) -> None:
+    source = torch.rand(2, 1, 5, 6, generator=torch.Generator().manual_seed(seed)).double()
+    target = torch.stack((scale * source[0] + shift, source[1]))
+    valid = source < 0.8
+    target[~valid] = torch.nan
+    alignment = align(source, target, valid)
+    assert alignment.scale.tolist() == pytest.approx([scale, 1], abs=1e-9)
+    assert alignment.shift.tolist() == pytest.approx([shift, 0], abs=1e-9)
+    assert torch.allclose(alignment.aligned[valid], target[valid])
+
+
+def test_alignment_in_float32_keeps_its_accuracy_far_from_zero() -> None:
+    noise, other = torch.randn(2, 1, 259, 259, generator=torch.Generator().manual_seed(0))
+    source, target = 30 + 0.01 * (noise + other), other
+    valid = torch.ones_like(target, dtype=torch.bool)
+    exact = align(source.double(), target.double(), valid)
+    found = align(source, target, valid)
+    assert found.scale.item() == pytest.approx(exact.scale.item(), rel=1e-5)
+    assert torch.allclose(found.aligned.double(), exact.aligned, rtol=0, atol=1e-4)
