@@ -138,7 +138,9 @@ def prepare(
     resolved = ResolvedStudy(
         study=study,
         base_spec=spec,
-        space=build_space(fields, study, spec, metadata["weight_keys"]),
+        space=build_space(
+            fields, study, spec, metadata["weight_keys"], metadata.get("part_keys")
+        ),
         objective=resolve_objective(study, metadata),
         full_epochs=_full_epochs(study, spec, metadata["fidelity"]),
     )

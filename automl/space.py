@@ -212,6 +212,7 @@ def build_space(
     study: StudySpec,
     base_spec: Mapping[str, Any],
     weight_keys: Sequence[str] = (),
+    part_keys: Mapping[str, Sequence[str]] | None = None,
 ) -> SearchSpace:
     """Choose what is searched and drop what cannot matter.
 
@@ -221,6 +222,8 @@ def build_space(
         base_spec: the spec of trial 0.
         weight_keys: paths of the spec; when any is set, weights are loaded and every field that
             shapes weights stays fixed (unless the study allows partial loading).
+        part_keys: paths of files that fill a part of the network where no whole one is loaded ->
+            fields that shape the part; they stay fixed.
 
     Raises:
         StudySpecError: unknown paths, ranges outside the valid ones; all together.
@@ -229,11 +232,12 @@ def build_space(
     problems: list[Problem] = []
     candidates = _candidates(by_path, study.search, problems)
     loaded = [key for key in weight_keys if get_path(base_spec, key)]
+    parts = {} if loaded else _filled_parts(part_keys or {}, base_spec)
     if study.allow_partial_load:
         loaded = []
     dropped = {path: "dropped by the study" for path in study.search.drop if path in by_path}
     for path in list(candidates):
-        reason = _fixed_reason(by_path[path], loaded)
+        reason = _fixed_reason(by_path[path], loaded) or parts.get(path, "")
         if path in dropped or reason:
             dropped.setdefault(path, reason)
             candidates.remove(path)
@@ -372,6 +376,18 @@ def _fixed_reason(item: SearchField, loaded: Sequence[str]) -> str:
     if item.shapes_weights and loaded:
         return f"changes the shape of weights, and weights are loaded ({', '.join(loaded)})"
     return ""
+
+
+def _filled_parts(
+    part_keys: Mapping[str, Sequence[str]], base_spec: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return field -> why it is fixed, for the parts of the network that have their own file."""
+    return {
+        path: f"changes the shape of weights that are loaded ({key})"
+        for key, shaping in part_keys.items()
+        if get_path(base_spec, key)
+        for path in shaping
+    }
 
 
 def _conditions(

@@ -23,6 +23,7 @@ from stereo.progress import bar_when_slow, progress_bar
 from stereo.registry import entry_for, settled
 from stereo.spec import experiment
 from stereo.spec.load import given_values, load_spec, to_dict
+from stereo.spec.models import model_of
 from stereo.spec.rules import is_open, value_at
 from stereo.status import StatusLog, log_file, write_experiment, write_provenance
 
@@ -155,7 +156,7 @@ def _settled(action: str, spec: ExperimentSpec, directory: Path) -> ExperimentSp
 def input_files(action: str, spec: ExperimentSpec) -> list[Location]:
     """The annotation files, weights, graphs and engines that an action is given and that exist."""
     names: list[str] = []
-    for given in experiment.ACTIONS[SPEC_OF.get(action, action)].inputs:
+    for given in model_of(spec).inputs(SPEC_OF.get(action, action)):
         value = value_at(spec, given.path)
         named = [source.data_file for source in value] if isinstance(value, list) else [value]
         names += [name for name in named if not is_open(name)]

@@ -11,12 +11,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stereo.spec import experiment
-from stereo.spec.experiment import ACTIONS, ExperimentSpec, FoundationStereoExperiment
+from stereo.spec.experiment import (
+    ACTIONS,
+    ActionInput,
+    ExperimentSpec,
+    FoundationStereoExperiment,
+)
 from stereo.spec.fields import MISSING, Node, walk
 
 _TRAIN_WEIGHTS = ("train.pretrained_model_path", "train.resume_training_checkpoint_path")
 _EDGENEXT = "model.stereo_backbone.edgenext_pretrained_path"
 _DEPTH_ANYTHING = "model.stereo_backbone.depth_anything_v2_pretrained_path"
+_VIT_FIELDS = (
+    "model.encoder",
+    "model.stereo_backbone.use_bn",
+    "model.stereo_backbone.use_clstoken",
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,7 @@ class Model:
         spec_params: verb -> fields that a parent run fills beside those of `ACTIONS`.
         shorthands: short names on the command line beside those of every network.
         weight_keys: any of these set means that training starts from loaded weights.
+        part_keys: files that fill a part of the network, and the fields that shape that part.
         checkpoint_mb: with AdamW state at the default widths; a study plans its disk with it.
         seconds_per_epoch: of the packaged profile, one core; docs/performance.md.
     """
@@ -48,6 +59,7 @@ class Model:
     seconds_per_epoch: Mapping[str, int]
     spec_params: Mapping[str, Mapping[str, str]] = field(default_factory=dict[str, Any])
     shorthands: Mapping[str, str] = field(default_factory=dict[str, str])
+    part_keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -65,6 +77,11 @@ class Model:
             **ACTIONS[action].template,
             **self.templates.get(action, {}),
         }
+
+    def inputs(self, action: str) -> tuple[ActionInput, ...]:
+        """The paths that a verb reads."""
+        parts = self.part_keys if action == "train" else ()
+        return (*ACTIONS[action].inputs, *(ActionInput(key, optional=True) for key in parts))
 
     def inherited(self, action: str) -> dict[str, str]:
         """Field -> rule that fills it from a parent run (interface.md section 6)."""
@@ -155,7 +172,8 @@ MODELS: Mapping[str, Model] = {
                     "gen_trt_engine.tensorrt.max_batch_size": 1,
                 },
             },
-            weight_keys=(*_TRAIN_WEIGHTS, _EDGENEXT),
+            weight_keys=_TRAIN_WEIGHTS,
+            part_keys={_EDGENEXT: ()},
             checkpoint_mb=190,
             seconds_per_epoch={"cpu": 13},
             shorthands={"bp2_ckpt": "train.pretrained_model_path", "edgenext_ptm": _EDGENEXT},
@@ -191,6 +209,7 @@ MODELS: Mapping[str, Model] = {
                 },
             },
             weight_keys=_TRAIN_WEIGHTS,
+            part_keys={_EDGENEXT: (), _DEPTH_ANYTHING: _VIT_FIELDS},
             checkpoint_mb=560,
             seconds_per_epoch={"cpu": 60},
             spec_params={"train": {_DEPTH_ANYTHING: "ptm"}},

@@ -429,6 +429,18 @@ def _mask_without(kind: str) -> Check:
     return broken
 
 
+def _redundant(path: str) -> Rule:
+    """A file for a part of the network beside one for the whole network, which wins."""
+
+    def broken(spec: ExperimentSpec) -> str | None:
+        whole = spec.train.pretrained_model_path
+        wrong = bool(whole) and bool(value_at(spec, path))
+        return _said_if(wrong, f"not read: train.pretrained_model_path is set, to {whole}")
+
+    keys = (path, "train.pretrained_model_path")
+    return Rule(keys, broken, "Set one of them", actions=("train",), warning=True)
+
+
 def _warm_start_lr(spec: ExperimentSpec) -> str | None:
     loads = bool(spec.train.pretrained_model_path)
     lr = spec.train.optim.lr
@@ -443,10 +455,6 @@ STEREO_RULES: tuple[Rule, ...] = (
     _multiple("model.max_disparity", 32, "The hourglass halves the disparity axis too"),
     _multiple("model.volume_dim", 4, "The attention has 4 heads"),
     Rule(("model.cv_group", "model.encoder"), _group_divides_width, "Use a divisor"),
-    _absent(
-        "model.stereo_backbone.edgenext_pretrained_path",
-        "Set train.pretrained_model_path to start from a whole network",
-    ),
     _absent("model.mixed_precision", "Set train.precision=fp16 on a GPU"),
     _unread("model.low_memory"),
 )
@@ -513,10 +521,6 @@ NETWORK_RULES: Mapping[str, tuple[Rule, ...]] = {
             "Set export.on_cpu=true or export.opset_version=16",
             actions=("export",),
             warning=True,
-        ),
-        _absent(
-            "model.stereo_backbone.depth_anything_v2_pretrained_path",
-            "Set train.pretrained_model_path to start from a whole network",
         ),
     ),
 }
@@ -603,11 +607,7 @@ TRAIN_RULES: tuple[Rule, ...] = (
         warning=True,
     ),
     Rule(
-        (
-            "train.optim.lr",
-            "train.pretrained_model_path",
-            "model.stereo_backbone.edgenext_pretrained_path",
-        ),
+        ("train.optim.lr", "train.pretrained_model_path"),
         _warm_start_lr,
         "Up to 2e-5 is usual",
         actions=("train",),
@@ -668,6 +668,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
         *NETWORK_RULES[key],
         *DATA_RULES,
         *TRAIN_RULES,
+        *map(_redundant, model.part_keys),
         *DEPLOY_RULES,
     )
     for key, model in MODELS.items()

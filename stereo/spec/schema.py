@@ -396,11 +396,12 @@ def model_metadata(model: Model) -> dict[str, Any]:
         "data_keys": dict(DATA_KEYS),
         "default_dataset": "GenericDataset",
         "weight_keys": list(model.weight_keys),
+        "part_keys": {key: list(shaping) for key, shaping in model.part_keys.items()},
         "key_defaults": _popular(fields),
         "shorthands": model.short_names,
         "actions": {
             action.name: {
-                "inputs": [asdict(given) for given in action.inputs],
+                "inputs": [asdict(given) for given in model.inputs(action.name)],
                 "outputs": list(action.outputs),
                 "required": list(action.required),
             }

@@ -76,6 +76,28 @@ def test_weight_shapes_are_fixed_when_weights_are_loaded():
     assert "model.width" in names(build(base, allow_partial_load=True))
 
 
+PARTS = {"model.part_path": ["model.width"], "model.other_path": []}
+
+
+def build_with_parts(base, *, partial=False) -> SearchSpace:
+    study = studies.study_spec(allow_partial_load=partial)
+    return build_space(read_fields(SCHEMA), study, base, MODEL["weight_keys"], PARTS)
+
+
+def test_a_file_for_a_part_fixes_what_shapes_that_part_only():
+    assert "model.width" in names(build_with_parts(BASE))
+    other = changed("model.other_path", "w.pth")
+    assert "model.width" in names(build_with_parts(other))
+    part = changed("model.part_path", "w.pth")
+    for partial in (False, True):
+        reason = reasons(build_with_parts(part, partial=partial))["model.width"]
+        assert reason == "changes the shape of weights that are loaded (model.part_path)"
+    whole = copy.deepcopy(part)
+    set_path(whole, "train.pretrained_model_path", "w.pth")
+    assert "(train.pretrained_model_path)" in reasons(build_with_parts(whole))["model.width"]
+    assert "model.width" in names(build_with_parts(whole, partial=True))
+
+
 def test_a_searched_controller_keeps_its_conditional_fields():
     space = build(add=[OPTIMIZER])
     assert names(space)[-2:] == [OPTIMIZER, MOMENTUM]

@@ -24,11 +24,6 @@ BROKEN: list[tuple[str, tuple[str, ...], str]] = [
     ("model.max_disparity", ("model.max_disparity=33",), "got 33, needs a multiple of 32"),
     ("model.volume_dim", ("model.volume_dim=30",), "multiple of 4; the nearest is 32"),
     ("model.mixed_precision", ("model.mixed_precision=true",), "not implemented"),
-    (
-        "model.stereo_backbone.edgenext_pretrained_path",
-        ("model.stereo_backbone.edgenext_pretrained_path=a.pth",),
-        "not implemented",
-    ),
     ("dataset.dataset_name", ("dataset.dataset_name=MonoDataset",), "reads StereoDataset"),
     ("train.num_gpus", ("train.num_gpus=2", "train.gpu_ids=[0, 1]"), "one device"),
     ("train.gpu_ids", ("train.gpu_ids=[0, 1]",), "got 2 devices, but train.num_gpus is 1"),
@@ -189,11 +184,6 @@ BROKEN_OF: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
             "got 1, the public network refines with 2 or 3 levels; the nearest is 2",
         ),
         (
-            "model.stereo_backbone.depth_anything_v2_pretrained_path",
-            ("model.stereo_backbone.depth_anything_v2_pretrained_path=a.pth",),
-            "not implemented",
-        ),
-        (
             "model.model_type",
             ("model.model_type=FastFoundationStereo",),
             "but the model key is fs",
@@ -207,6 +197,13 @@ WARNED: list[tuple[str, tuple[str, ...]]] = [
     ("dataset.max_disparity", ("dataset.max_disparity=64",)),
     ("train.optim.lr_decay", ("train.optim.lr_decay=0.9", "train.optim.lr_scheduler=PolynomialLR")),
     ("train.optim.lr", ("train.optim.lr=1e-3", "train.pretrained_model_path=a.pth")),
+    (
+        "model.stereo_backbone.edgenext_pretrained_path",
+        (
+            "model.stereo_backbone.edgenext_pretrained_path=a.pth",
+            "train.pretrained_model_path=b.pth",
+        ),
+    ),
     (
         "gen_trt_engine.tensorrt.workspace_size",
         ("gen_trt_engine.tensorrt.workspace_size=1024",),
@@ -224,7 +221,15 @@ WARNED_OF: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         ("model.stereo_backbone.use_bn", ("model.stereo_backbone.use_bn=true",)),
         ("model.stereo_backbone.use_clstoken", ("model.stereo_backbone.use_clstoken=true",)),
     ],
-    "fs": [],
+    "fs": [
+        (
+            "model.stereo_backbone.depth_anything_v2_pretrained_path",
+            (
+                "model.stereo_backbone.depth_anything_v2_pretrained_path=a.pth",
+                "train.pretrained_model_path=b.pth",
+            ),
+        ),
+    ],
 }
 
 

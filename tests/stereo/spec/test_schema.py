@@ -142,6 +142,8 @@ def test_model_metadata_names_real_fields(model: Model) -> None:
     named = {
         *made["data_keys"].values(),
         *made["weight_keys"],
+        *made["part_keys"],
+        *(path for shaping in made["part_keys"].values() for path in shaping),
         made["fidelity"],
         *(path for path in made["shorthands"].values() if "{" not in path),
         *(path for params in made["spec_params"].values() for path in params),
