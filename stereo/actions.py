@@ -247,7 +247,7 @@ def evaluate(job: Job) -> ActionResult:
     split = job.spec.dataset.test_dataset
     batch_size = section.batch_size if section.batch_size > 0 else split.batch_size
     loader = evaluation_loader(split, job.spec, batch_size=batch_size)
-    evaluation = score(predictor, loader, max_disparity=experiment.disparity_limit(job.spec))
+    evaluation = score(predictor, loader, job.spec)
     files = _write_evaluation(job.directory, evaluation, predictor)
     names = {f"val/{name}": value for name, value in evaluation.metrics.items()}
     bare = evaluation.metrics if section.trt_engine else {}
@@ -260,7 +260,8 @@ def _write_evaluation(
 ) -> dict[str, Path]:
     summary = asdict(evaluation)
     rows = summary.pop("rows")
-    summary = {**summary.pop("metrics"), **summary, "source": str(predictor.source)}
+    flat = summary.pop("metrics") | summary.pop("limits")
+    summary = {**flat, **summary, "source": str(predictor.source)}
     files = {
         "results": directory / "results.json",
         "per_sample_results": directory / "per_sample_results.json",
@@ -271,7 +272,7 @@ def _write_evaluation(
 
 
 def inference(job: Job) -> ActionResult:
-    """Write disparity and a picture for every pair of the inference split."""
+    """Write the prediction and a picture for every sample of the inference split."""
     from stereo.data.loaders import evaluation_loader
     from stereo.evaluation.evaluator import Scores
     from stereo.evaluation.pictures import write_predictions
@@ -281,7 +282,7 @@ def inference(job: Job) -> ActionResult:
     split = job.spec.dataset.infer_dataset
     batch_size = section.batch_size if section.batch_size > 0 else split.batch_size
     loader = evaluation_loader(split, job.spec, batch_size=batch_size, inference=True)
-    scores = Scores(predictor, experiment.disparity_limit(job.spec))
+    scores = Scores(predictor, job.spec)
     written = write_predictions(
         predictor,
         loader,
@@ -382,14 +383,16 @@ def _plain(facts: Any) -> dict[str, Any]:
 
 
 def pictures(job: Job) -> ActionResult:
-    """Write left, truth, prediction and error pictures of the first test pairs."""
+    """Write image, truth, prediction and error pictures of the first test samples."""
     from stereo.data.loaders import evaluation_loader
     from stereo.evaluation.pictures import write_pictures
 
     split = job.spec.dataset.test_dataset
     predictor = _predictor(job.spec, job.spec.evaluate)
     loader = evaluation_loader(split, job.spec, batch_size=1)
-    items = write_pictures(predictor, loader, job.directory, split.augmentation, count=PICTURES)
+    items = write_pictures(
+        predictor, loader, job.directory, split.augmentation, job.spec, count=PICTURES
+    )
     write_json(job.directory / "pictures.json", items)
     return ActionResult("ok", {}, {"pictures": job.directory / "pictures.json"})
 

@@ -364,7 +364,7 @@ def _validate_checkpoint(path: Path, spec: ExperimentSpec | None) -> None:
         raise CheckpointError(told if told.startswith(str(path)) else f"{path}: {told}") from None
     if spec is not None:
         spec = settled(spec, path)
-        network = identify.expected_state(entry_for(spec).build, spec.model)
+        network = identify.expected_state(entry_for(spec).build, spec)
         rows = identify.contradictions(identify.identify(network, {"spec": to_dict(spec)}), found)
         if rows:
             raise CheckpointError(f"{path}: does not fit the spec\n{identify.table(rows)}")

@@ -1,43 +1,39 @@
-"""Disparity of image batches from a checkpoint, a graph or an engine: one class for all three.
+"""Predictions for batches from a checkpoint, a graph or an engine: one class for all three.
 
-Images are normalised (B, 3, H, W), disparity is (B, H, W) in px of the image as it came in. A
-network sees images of sizes it can take: padded to its stride (borders repeated, cropped back), or
-resized to one size, with the disparity scaled by the ratio of the widths. The choice depends on
-sizes only, so every backend scores the same pixels.
+Images are normalised (B, 3, h, w); a prediction is (B, H, W) in the units and at the size of the
+image as it came in. What that needs beyond the network (padding, resizing) is the business of its
+task, and the same for every backend.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stereo import engines
 from stereo.engines import base
 from stereo.errors import EngineError, SpecError, SpecProblem
-from stereo.geometry import Padding, centred_padding, crop
 from stereo.registry import entry_for, load_weights
+from stereo.tasks import InputSizes, Network, Size, Task
 
 if TYPE_CHECKING:
     from stereo.spec.experiment import ExperimentSpec
-
-Size = tuple[int, int]  # height, width in px
-Network = Callable[[Tensor, Tensor], Tensor]  # two (B, 3, H, W) -> (B, H, W)
 
 # Fields of `model` that a graph does not fix: its own iterations are in its sidecar.
 FREE_FIELDS = ("train_iters", "valid_iters", "low_memory", "mixed_precision")
 
 
 class Predictor:
-    """Callable on a normalised pair of batches.
+    """Callable on a batch.
 
     Attributes:
+        task: what is predicted.
         backend: who computes, in words for tables.
         source: the file it was loaded from.
         warnings: what a reader of the scores must know.
@@ -46,6 +42,7 @@ class Predictor:
     def __init__(
         self,
         network: Network,
+        task: Task,
         *,
         backend: str,
         source: Path,
@@ -57,7 +54,8 @@ class Predictor:
         """Wrap a network.
 
         Args:
-            network: normalised images of one size to disparity in px of that size.
+            network: normalised images of one size to the prediction at that size.
+            task: see the class.
             backend: see the class.
             source: see the class.
             stride: sides the network takes are multiples of it.
@@ -65,43 +63,20 @@ class Predictor:
             native_padded: pad smaller images to `size` instead of resizing them.
             warnings: see the class.
         """
+        self.task = task
         self.backend = backend
         self.source = source
         self.warnings = warnings
         self._network = network
-        self._stride = stride
-        self._size = size
-        self._native_padded = native_padded
+        self._sizes = InputSizes(stride, size, native_padded, source)
 
-    def __call__(self, left: Tensor, right: Tensor) -> Tensor:
-        """Disparity (B, H, W) in px of the images.
+    def __call__(self, batch: Mapping[str, Any]) -> Tensor:
+        """Prediction (B, H, W) for a batch of `stereo.data.loaders`.
 
         Raises:
-            SpecError: `native_padded`, and the image is larger than the network's only size.
+            SpecError: an image does not fit the network's only size.
         """
-        native = (left.shape[-2], left.shape[-1])
-        padded = tuple(-(-side // self._stride) * self._stride for side in native)
-        size = self._size or (padded[0], padded[1])
-        if size == padded or self._native_padded:
-            padding = self._padding(native, size)
-            images = (F.pad(image, padding, mode="replicate") for image in (left, right))
-            return crop(self._network(*images), padding)
-        images = (_resize(image, size) for image in (left, right))
-        disparity = self._network(*images)
-        return _resize(disparity[:, None], native)[:, 0] * (native[1] / size[1])
-
-    def _padding(self, native: Size, size: Size) -> Padding:
-        vertical, horizontal = size[0] - native[0], size[1] - native[1]
-        if min(vertical, horizontal) < 0:
-            problem = f"the image is {native[0]}x{native[1]}, the network takes {size[0]}x{size[1]}"
-            remedy = "Set native_padded=false to resize, or export a larger graph"
-            raise SpecError([SpecProblem(str(self.source), "native_padded", problem, remedy)])
-        return centred_padding(vertical, horizontal)
-
-
-def _resize(image: Tensor, size: Size) -> Tensor:
-    """Bilinear (B, C, *size); smoothed when it becomes smaller, so that fine texture survives."""
-    return F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
+        return self.task.at_native_size(self._network, batch, self._sizes)
 
 
 def load_predictor(
@@ -126,20 +101,22 @@ def load_predictor(
         CheckpointError: the weights do not fit the network.
         EngineError: neither the engine nor its graph can run here.
     """
-    stride = entry_for(spec).stride
+    entry = entry_for(spec)
+    network: Network
     if path.suffix == ".pth":
-        network, backend, warnings = _checkpoint(path, spec), _torch_backend(), ()
+        network, backend, warnings = _checkpoint(path, spec, entry.task), _torch_backend(), ()
     else:
         loaded = engines.runnable(path, threads=threads)
         _refuse_contradictions(path, loaded.facts, spec)
-        input_size = _graph_size(path, loaded.engine, input_size)
-        network = _EngineNetwork(path, loaded)
+        input_size = _graph_size(path, loaded.engine, input_size, entry.task)
+        network = _EngineNetwork(path, loaded, entry.task)
         backend, warnings = loaded.backend, loaded.warnings
     return Predictor(
         network,
+        entry.task,
         backend=backend,
         source=path,
-        stride=stride,
+        stride=entry.stride,
         size=input_size,
         native_padded=native_padded,
         warnings=warnings,
@@ -149,20 +126,18 @@ def load_predictor(
 def load_network(checkpoint: Path, spec: ExperimentSpec) -> nn.Module:
     """The network of `spec.model` with the weights of a checkpoint, in eval mode on the CPU."""
     entry = entry_for(spec)
-    network = entry.build(spec.model)
+    network = entry.build(spec)
     load_weights(network, checkpoint, entry, spec)
     return network.eval()
 
 
-def _checkpoint(path: Path, spec: ExperimentSpec) -> Network:
+def _checkpoint(path: Path, spec: ExperimentSpec, task: Task) -> Network:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = load_network(path, spec).to(device)
-    iters = spec.model.valid_iters
 
-    def run(left: Tensor, right: Tensor) -> Tensor:
+    def run(*images: Tensor) -> Tensor:
         with torch.inference_mode(), _float32():
-            output = network(left.to(device), right.to(device), iters=iters, last_only=True)
-        return output.refined[-1][:, 0].cpu()
+            return task.predict(network, [image.to(device) for image in images], spec).cpu()
 
     return run
 
@@ -186,25 +161,28 @@ def _torch_backend() -> str:
 class _EngineNetwork:
     """An engine as a network: batches are cut to the size the engine takes, and filled up to it."""
 
-    def __init__(self, path: Path, loaded: engines.Runnable) -> None:
+    def __init__(self, path: Path, loaded: engines.Runnable, task: Task) -> None:
         self._path = path
+        self._task = task
         self._engine = loaded.engine
         self._largest = loaded.largest_batch
         self._is_static = self._engine.inputs[0].shape[0] != -1
 
-    def __call__(self, left: Tensor, right: Tensor) -> Tensor:
-        largest = self._largest or len(left)
-        parts = zip(left.split(largest), right.split(largest), strict=True)
-        return torch.cat([self._run(*part) for part in parts])
+    def __call__(self, *images: Tensor) -> Tensor:
+        largest = self._largest or len(images[0])
+        parts = zip(*(image.split(largest) for image in images), strict=True)
+        return torch.cat([self._run(part) for part in parts])
 
-    def _run(self, left: Tensor, right: Tensor) -> Tensor:
-        count = len(left)
+    def _run(self, images: tuple[Tensor, ...]) -> Tensor:
+        count, size = len(images[0]), images[0].shape[-2:]
         if self._is_static:
-            left, right = (_repeat_last(image, self._largest or count) for image in (left, right))
-        inputs = {base.LEFT: left.cpu().numpy(), base.RIGHT: right.cpu().numpy()}
+            images = tuple(_repeat_last(image, self._largest or count) for image in images)
+        names = self._task.graph_inputs
+        inputs = {n: image.cpu().numpy() for n, image in zip(names, images, strict=True)}
         shapes = {name: values.shape for name, values in inputs.items()}
         base.check_shapes(self._path, self._engine.inputs, shapes)
-        return torch.from_numpy(self._engine(inputs)[base.DISPARITY])[:count, 0]
+        output = torch.from_numpy(self._engine(inputs)[self._task.graph_output])
+        return output.reshape(-1, *size)[:count]
 
 
 def _repeat_last(image: Tensor, batch: int) -> Tensor:
@@ -212,12 +190,12 @@ def _repeat_last(image: Tensor, batch: int) -> Tensor:
     return torch.cat((image, image[-1:].expand(batch - len(image), -1, -1, -1)))
 
 
-def _graph_size(path: Path, engine: base.Engine, wanted: Size | None) -> Size:
+def _graph_size(path: Path, engine: base.Engine, wanted: Size | None, task: Task) -> Size:
     names = {tensor.name for tensor in engine.inputs}
-    if names != {base.LEFT, base.RIGHT}:
+    if names != set(task.graph_inputs):
         raise EngineError(
-            f"{path}: inputs are {', '.join(sorted(names))}, expected {base.LEFT} and "
-            f"{base.RIGHT}. Export the graph with depth_net export"
+            f"{path}: inputs are {', '.join(sorted(names))}, expected "
+            f"{' and '.join(task.graph_inputs)}. Export the graph with depth_net export"
         )
     height, width = engine.inputs[0].shape[2:]
     if wanted not in (None, (height, width)):

@@ -1,7 +1,8 @@
 """The networks by key: the only place that knows a model by name.
 
-A row says how to build a network from its spec section, which released names it accepts and which
-stride its input sides must keep. torch is imported when a network is built, not before.
+A row says what task a network has, how to build it from an experiment, which released names it
+accepts and which stride its input sides must keep. torch is imported when a network or its task is
+needed, not before.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stereo.errors import CheckpointError, SpecError, SpecProblem
-from stereo.spec.experiment import ExperimentSpec
+from stereo.spec import models
+from stereo.spec.experiment import ExperimentSpec, FoundationStereoExperiment
 from stereo.spec.fields import leaves
 from stereo.spec.networks import VARIANT_LAYOUTS, FastFoundationStereoSpec, FoundationStereoSpec
 from stereo.spec.rules import RULES, bp2_mismatches, value_at
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from stereo.checkpoints.identify import Identity
     from stereo.checkpoints.load import LoadReport, Part
+    from stereo.tasks import Task
 
 LOG = logging.getLogger(__name__)
 Stated = Callable[[], Mapping[str, Any]]
@@ -38,7 +41,8 @@ class ModelEntry:
         key: `ffs`, as in `MODEL=` and the folder names.
         model_type: the long name inside a spec (`model.model_type`).
         spec_class: dataclass of the spec's `model` section.
-        build: spec section -> network with fresh weights.
+        load_task: returns what is asked of networks of this kind.
+        build: experiment -> network with fresh weights.
         load_release: released names -> ours; leaves our own names unchanged.
         release_faults: what in a spec differs from the network of the released weights.
         stride: input height and width are multiples of this many pixels.
@@ -49,6 +53,7 @@ class ModelEntry:
     key: str
     model_type: str
     spec_class: type[Any]
+    load_task: Callable[[], Task]
     build: Callable[[Any], nn.Module]
     load_release: Callable[[dict[str, Tensor]], dict[str, Tensor]]
     release_faults: Callable[[ExperimentSpec], list[SpecProblem]]
@@ -56,11 +61,27 @@ class ModelEntry:
     settle: Callable[[Any, Stated], Any] = lambda section, _stated: section
     parts: Callable[[], tuple[Part, ...]] = tuple
 
+    @property
+    def task(self) -> Task:
+        """What is asked of networks of this kind."""
+        return self.load_task()
 
-def _build_fast_foundation_stereo(spec: FastFoundationStereoSpec) -> nn.Module:
+    def experiment(self, section: Any = None) -> ExperimentSpec:
+        """An experiment with this network that says nothing but its section `model`."""
+        spec = models.MODELS[self.key].spec_class()
+        return spec if section is None else replace(spec, model=section)
+
+
+def _stereo() -> Task:
+    from stereo.tasks import STEREO
+
+    return STEREO
+
+
+def _build_fast_foundation_stereo(spec: ExperimentSpec) -> nn.Module:
     from stereo.nets.fast_foundation_stereo import FastFoundationStereo
 
-    return FastFoundationStereo(spec)
+    return FastFoundationStereo(spec.model)
 
 
 def _fast_foundation_stereo_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -69,10 +90,10 @@ def _fast_foundation_stereo_names(state: dict[str, Tensor]) -> dict[str, Tensor]
     return rename_fast_foundation_stereo(state)
 
 
-def _build_foundation_stereo(spec: FoundationStereoSpec) -> nn.Module:
+def _build_foundation_stereo(spec: FoundationStereoExperiment) -> nn.Module:
     from stereo.nets.foundation_stereo import FoundationStereo
 
-    return FoundationStereo(spec)
+    return FoundationStereo(spec.model)
 
 
 def _foundation_stereo_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -146,6 +167,7 @@ MODELS: dict[str, ModelEntry] = {
             key="ffs",
             model_type="FastFoundationStereo",
             spec_class=FastFoundationStereoSpec,
+            load_task=_stereo,
             build=_build_fast_foundation_stereo,
             load_release=_fast_foundation_stereo_names,
             release_faults=bp2_mismatches,
@@ -156,6 +178,7 @@ MODELS: dict[str, ModelEntry] = {
             key="fs",
             model_type="FoundationStereo",
             spec_class=FoundationStereoSpec,
+            load_task=_stereo,
             build=_build_foundation_stereo,
             load_release=_foundation_stereo_names,
             release_faults=lambda _spec: [],  # names and shapes show every difference

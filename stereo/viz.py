@@ -16,6 +16,7 @@ Map = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 ERROR_FULL_SCALE = 3.0  # px; larger errors have the last colour
+COLOR_STOPS = 7  # of a legend
 MIDDLE = 0.5  # shown where a map has no scale of its own
 
 
@@ -37,6 +38,12 @@ def color_error(prediction: Map, truth: Map, valid: Mask) -> Picture:
     """Turbo over `|prediction - truth|` up to 3 px, black where there is no ground truth."""
     error = np.abs(prediction - np.where(valid, truth, 0.0))
     return _turbo(np.nan_to_num(error / ERROR_FULL_SCALE, nan=1.0), valid)
+
+
+def turbo_colors() -> list[str]:
+    """Colours from the first to the last of turbo, `#rrggbb`."""
+    shares = np.linspace(0.0, 1.0, COLOR_STOPS)[None]
+    return ["#" + bytes(c).hex() for c in _turbo(shares, np.ones(shares.shape, bool))[0]]
 
 
 def side_by_side(panels: Sequence[Picture]) -> Picture:

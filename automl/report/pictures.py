@@ -1,7 +1,10 @@
-"""Pictures of validation pairs, from files that the trainer wrote, as parts of the page.
+"""Pictures of validation samples, from files that the trainer wrote, as parts of the page.
 
-`<study>/pictures/{baseline,best}/pictures.json` lists the pairs in one order. The page stays small:
-a picture larger than the page shows it is reduced, and all have a limit in bytes.
+`<study>/pictures/{baseline,best}/pictures.json` lists the samples in one order. Of each it has a
+`name`, the files `image`, `truth`, `prediction`, `error`, a `score` with its `metric` and `unit`,
+what is shown (`quantity`), and the bars `scale` and `error_scale`, each with `low`, `high`, `unit`
+and the `colors` between them. The page stays small: a picture larger than the page shows it is
+reduced, and all have a limit in bytes.
 """
 
 from __future__ import annotations
@@ -16,9 +19,9 @@ from typing import Any
 from automl.report.markup import Html, join, number, score, tag
 from automl.store import Study
 
-PAIRS = 4
+SAMPLES = 4
 MAX_SIDE = 480  # px
-MAX_BYTES = 60_000  # of one picture: 4 pairs of 6 pictures are below 2 MB as base64
+MAX_BYTES = 60_000  # of one picture: 4 samples of 6 pictures are below 2 MB as base64
 QUALITIES = (85, 70, 50, 30, 10)
 
 
@@ -31,34 +34,34 @@ class Panel:
 
 
 def gallery(study: Study) -> Html:
-    """Return the pairs side by side; empty without pictures."""
+    """Return the samples one below the other; empty without pictures."""
     best = _listed(study, "best")
     baseline = _listed(study, "baseline")
     figures: list[Html] = []
-    for index, item in enumerate(best[:PAIRS]):
+    for index, item in enumerate(best[:SAMPLES]):
         before = baseline[index] if index < len(baseline) else None
-        figures.append(_pair(study, item, before))
+        figures.append(_sample(study, item, before))
     return join(figures)
 
 
-def _pair(study: Study, best: dict[str, Any], baseline: dict[str, Any] | None) -> Html:
+def _sample(study: Study, best: dict[str, Any], baseline: dict[str, Any] | None) -> Html:
     folder = study.directory / "pictures"
     shown = folder / "best"
     sides = [("Best", shown, best)]
     if baseline is not None:
         sides.insert(0, ("Baseline", folder / "baseline", baseline))
     panels = [
-        Panel("Left image", shown / best["left"]),
+        Panel("Image", shown / best["image"]),
         Panel("Ground truth", shown / best["truth"]),
     ]
     for side, place, item in sides:
-        error = f"{side}, error (EPE {score(item['epe'], 'px')})"
+        error = f"{side}, error ({item['metric']} {score(item['score'], item['unit'])})"
         panels += [Panel(side, place / item["prediction"]), Panel(error, place / item["error"])]
     return tag(
         "figure",
         join(
             [
-                tag("figcaption", join([tag("strong", best["name"]), _scale(best)])),
+                tag("figcaption", join([tag("strong", best["name"]), _scales(best)])),
                 tag("div", join(_image(panel) for panel in panels), class_="panels"),
             ]
         ),
@@ -66,13 +69,17 @@ def _pair(study: Study, best: dict[str, Any], baseline: dict[str, Any] | None) -
     )
 
 
-def _scale(item: dict[str, Any]) -> Html:
+def _scales(item: dict[str, Any]) -> Html:
     """The colour scales in words; the pictures are drawn by the trainer."""
-    disparity = f" Disparity 0 to {number(float(item['scale_px']), 'px')}"
-    error = item.get("error_scale_px")
-    words = disparity + (f", error 0 to {number(float(error), 'px')}" if error else "")
-    ends = join([tag("span", "", class_="turbo", aria_hidden="true"), words])
-    return tag("span", ends, class_="scale")
+    bars = ((item["quantity"], item["scale"]), ("error", item["error_scale"]))
+    return tag("span", join(_scale(name, bar) for name, bar in bars), class_="scale")
+
+
+def _scale(name: str, bar: dict[str, Any]) -> Html:
+    colors = f"background: linear-gradient(90deg, {', '.join(bar['colors'])})"
+    ends = [number(float(bar[end]), bar["unit"]) for end in ("low", "high")]
+    words = f" {name.capitalize()} {' to '.join(ends)}"
+    return join([tag("span", "", class_="colors", style=colors, aria_hidden="true"), words])
 
 
 def _image(panel: Panel) -> Html:

@@ -311,7 +311,7 @@ def importance_text(study: Study, found: Importance) -> Html:
 
 
 def pictures(study: Study) -> Html:
-    """Validation pairs as baseline and best see them."""
+    """Validation samples as baseline and best see them."""
     shown = gallery(study)
     if not shown:
         return tag("p", "No pictures: they are drawn when the best trial is promoted.")
@@ -321,8 +321,8 @@ def pictures(study: Study) -> Html:
         [
             tag(
                 "p",
-                f"The first validation pairs. Best{trial} and baseline share one colour scale per "
-                "pair: blue is small, red is large, black is unknown.",
+                f"The first validation samples. Best{trial} and baseline share one colour scale "
+                "per sample; black is unknown.",
             ),
             shown,
         ]

@@ -204,23 +204,22 @@ def table(rows: Sequence[Contradiction]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def expected_state(build: Callable[[Any], nn.Module], section: Any) -> dict[str, Tensor]:
-    """Names and shapes of the network that a `model` section describes, without memory."""
+def expected_state(build: Callable[[Any], nn.Module], spec: Any) -> dict[str, Tensor]:
+    """Names and shapes of the network that an experiment describes, without memory."""
     with torch.device("meta"):
-        return build(section).state_dict()
+        return build(spec).state_dict()
 
 
 class Buildable(Protocol):
     """A row of the registry, as far as it matters here."""
 
-    @property
-    def spec_class(self) -> type[Any]:
-        """Dataclass of section `model`."""
+    def experiment(self) -> Any:
+        """An experiment with this network and no other wishes."""
         ...
 
     @property
     def build(self) -> Callable[[Any], nn.Module]:
-        """Section `model` -> network."""
+        """Experiment -> network."""
         ...
 
 
@@ -228,11 +227,11 @@ def expected(row: Buildable) -> Callable[[Fields], dict[str, Tensor]]:
     """Return the function from fields of section `model` to names and shapes of that network."""
 
     def state_of(fields: Fields) -> dict[str, Tensor]:
-        section = row.spec_class()
+        spec = row.experiment()
         for key, value in fields.items():
             *path, name = key.split(".")
-            setattr(reduce(getattr, path, section), name, value)
-        return expected_state(row.build, section)
+            setattr(reduce(getattr, path, spec.model), name, value)
+        return expected_state(row.build, spec)
 
     return state_of
 

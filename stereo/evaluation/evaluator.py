@@ -12,9 +12,11 @@ from torch import Tensor
 
 from stereo.data.loaders import Reads
 from stereo.errors import NoResultError
-from stereo.metrics import DisparityMetrics
 from stereo.predict import Predictor
 from stereo.progress import progress_bar
+from stereo.spec.experiment import ExperimentSpec
+
+COUNTS = ("image", "pixel", "coverage", "images", "skipped", "pixels")  # the rest are limits
 
 
 @dataclass(frozen=True)
@@ -22,15 +24,15 @@ class Evaluation:
     """Scores of one predictor on one data set.
 
     Attributes:
-        metrics: the flat result, per-image means: `epe` px, `bp1` fraction, ...
-        image: the same numbers, beside `pixel`.
+        metrics: the flat result, `image` or `pixel` as the task has it: `epe` px, `d1` fraction.
+        image: means over the images.
         pixel: means over the pixels of all images together.
         coverage: evaluated pixels / pixels with ground truth, 0..1.
-        max_disparity: px; ground truth at or above it is not evaluated.
+        limits: ground truth outside them is not evaluated; `max_disparity` px, `max_depth` m, ...
         images: images with at least one evaluated pixel.
         skipped: images without.
         seconds: wall time, reading included.
-        backend: who computed the disparity.
+        backend: who computed the predictions.
         warnings: what a reader of the numbers must know.
         rows: per sample `index`, `name` and its metrics, None for a sample without valid pixels.
     """
@@ -39,7 +41,7 @@ class Evaluation:
     image: dict[str, float]
     pixel: dict[str, float]
     coverage: float
-    max_disparity: float
+    limits: dict[str, float]
     images: int
     skipped: int
     seconds: float
@@ -51,52 +53,55 @@ class Evaluation:
 def evaluate(
     predictor: Predictor,
     loader: Iterable[Mapping[str, Any]],
+    spec: ExperimentSpec,
     *,
-    max_disparity: float,
     progress: bool = True,
 ) -> Evaluation:
     """Score a predictor.
 
     Args:
-        predictor: disparity of a normalised pair of batches.
+        predictor: of the network that the spec describes.
         loader: batches of `stereo.data.loaders.evaluation_loader`.
-        max_disparity: px; the limit that the batches' `valid` already applies.
+        spec: its limits of the ground truth are those that the batches' `valid` applies.
         progress: show a bar with the time left when stderr is a terminal.
 
     Raises:
         NoResultError: no valid pixel in any sample, or a metric that is not finite.
     """
-    scores, reads = Scores(predictor, max_disparity), Reads()
+    scores, reads = Scores(predictor, spec), Reads()
     with progress_bar(progress) as bar:
         for batch in bar.track(loader, description=f"evaluating ({predictor.backend})"):
             reads.add(batch["from_cache"])
-            scores.add(batch, predictor(batch["left"], batch["right"]))
-    reads.log("pairs of the evaluation")
+            scores.add(batch, predictor(batch))
+    reads.log(f"{predictor.task.samples} of the evaluation")
     return scores.result()
 
 
 class Scores:
     """Collects the scores of predictions, batch by batch."""
 
-    def __init__(self, predictor: Predictor, max_disparity: float) -> None:
+    def __init__(self, predictor: Predictor, spec: ExperimentSpec) -> None:
         self._predictor = predictor
-        self._metrics = DisparityMetrics(max_disparity)
-        self._rows: list[dict[str, Any]] = []
+        self._task = predictor.task
+        self._spec = spec
+        self._metrics = self._task.metrics(spec)
+        self.rows: list[dict[str, Any]] = []
         self._started = time.perf_counter()
 
-    def add(self, batch: Mapping[str, Any], disparity: Tensor) -> None:
-        """Score the samples of a batch that have ground truth; disparity (B, H, W), px."""
+    def add(self, batch: Mapping[str, Any], prediction: Tensor) -> None:
+        """Score the samples of a batch that have ground truth; prediction (B, H, W)."""
         known = batch["has_gt"]
         per_image = self._metrics.update(
-            disparity[known],
-            batch["disparity"][known, 0],
+            prediction[known],
+            batch[self._task.target][known, 0],
             batch["valid"][known, 0],
             batch["truth_pixels"][known],
         )
         places = known.nonzero()[:, 0].tolist()
         for place, values in zip(places, per_image, strict=True):
             index, name = int(batch["index"][place]), batch["name"][place]
-            self._rows.append({"index": index, "name": name, **(values or {"epe": None})})
+            scored = values or {self._task.headline[0]: None}
+            self.rows.append({"index": index, "name": name, **scored})
 
     @property
     def images(self) -> int:
@@ -110,37 +115,36 @@ class Scores:
             NoResultError: no valid pixel in any sample, or a metric that is not finite.
         """
         result = self._metrics.compute()
-        _require_result(self._predictor, result, self._rows)
+        self._require_result(result)
         return Evaluation(
-            metrics=result["image"],
+            metrics=result[self._metrics.flat],
             image=result["image"],
             pixel=result["pixel"],
             coverage=result["coverage"],
-            max_disparity=result["max_disparity"],
+            limits={name: value for name, value in result.items() if name not in COUNTS},
             images=result["images"],
             skipped=result["skipped"],
             seconds=time.perf_counter() - self._started,
             backend=self._predictor.backend,
             warnings=self._predictor.warnings,
-            rows=self._rows,
+            rows=self.rows,
         )
 
+    def _require_result(self, result: Mapping[str, Any]) -> None:
+        if result["images"] == 0:
+            keys = ", ".join(("dataset_name (the encoding of the files)", self._task.limit_keys))
+            raise NoResultError(
+                f"{self._predictor.source}: none of {len(self.rows)} samples has a valid pixel with"
+                f" ground truth {self._task.usable_truth(self._spec)}. Check {keys}"
+            )
+        bad = [name for name, value in result["image"].items() if not math.isfinite(value)]
+        if bad:
+            names = [row["name"] for row in self.rows if not _is_finite(row)]
+            raise NoResultError(
+                f"{self._predictor.source}: the prediction is not finite in {len(names)} samples, "
+                f"first {names[0]}; no value for {', '.join(bad)}. Use an earlier checkpoint"
+            )
 
-def _require_result(
-    predictor: Predictor,
-    result: Mapping[str, Any],
-    rows: list[dict[str, Any]],
-) -> None:
-    if result["images"] == 0:
-        raise NoResultError(
-            f"{predictor.source}: none of {len(rows)} samples has a valid pixel with ground truth "
-            f"between 0 and {result['max_disparity']:g} px. Check dataset_name (the encoding of "
-            "the disparity files) and max_disparity"
-        )
-    bad = [name for name, value in result["image"].items() if not math.isfinite(value)]
-    if bad:
-        names = [row["name"] for row in rows if not math.isfinite(row["epe"] or 0.0)]
-        raise NoResultError(
-            f"{predictor.source}: the prediction is not finite in {len(names)} samples, first "
-            f"{names[0]}; no value for {', '.join(bad)}. Use an earlier checkpoint"
-        )
+
+def _is_finite(row: Mapping[str, Any]) -> bool:
+    return all(math.isfinite(value) for value in row.values() if isinstance(value, float))

@@ -17,10 +17,12 @@ from stereo.evaluation.evaluator import Scores
 from stereo.files import write_bytes
 from stereo.predict import Predictor
 from stereo.progress import progress_bar
-from stereo.spec.data import StereoAugmentSpec
+from stereo.spec.data import MonoAugmentSpec, StereoAugmentSpec
+from stereo.spec.experiment import ExperimentSpec
+from stereo.tasks import Task
 from stereo.viz import Map, Picture
 
-SCALE_QUANTILE = 0.98  # of the ground truth; the disparity that gets the last colour of a panel
+Preprocessing = StereoAugmentSpec | MonoAugmentSpec  # says how the images were normalised
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Shown:
     """One sample at native size; `truth` is +inf and `valid` False where nothing is known."""
 
     name: str
-    left: Picture
+    index: int
+    image: Picture
     prediction: Map
     truth: Map
     valid: viz.Mask
@@ -39,39 +42,41 @@ def write_predictions(
     predictor: Predictor,
     loader: Iterable[Mapping[str, Any]],
     directory: Path,
-    preprocessing: StereoAugmentSpec,
+    preprocessing: Preprocessing,
     *,
     save_raw_pfm: bool,
     save_raw_npy: bool,
     depth: Callable[[Map], Map] | None = None,
     scores: Scores | None = None,
 ) -> int:
-    """Write the outputs of inference and return the number of pairs.
+    """Write the outputs of inference and return the number of samples.
 
-    `inference_images/<name>.png` shows left, ground truth if there is one, prediction and error;
-    `disparity_pfm/<name>.pfm` and `disparity_npy/<name>.npy` hold float32 px at native size,
+    `inference_images/<name>.png` shows image, ground truth if there is one, prediction and error;
+    `<quantity>_pfm/<name>.pfm` and `<quantity>_npy/<name>.npy` hold float32 at native size,
     `depth/<name>.npy` float32 m and `depth/<name>.png` 16-bit mm; 0 is no depth.
 
     Args:
-        predictor: disparity of a normalised pair of batches.
+        predictor: see `stereo.predict`.
         loader: batches of `stereo.data.loaders.evaluation_loader`.
         directory: the folders are made in it.
         preprocessing: says how the images were normalised.
-        save_raw_pfm: write `disparity_pfm`.
-        save_raw_npy: write `disparity_npy`.
+        save_raw_pfm: write `<quantity>_pfm`.
+        save_raw_npy: write `<quantity>_npy`.
         depth: disparity in px to depth in m; None writes no depth.
         scores: receives the samples that have ground truth.
     """
     stems: set[str] = set()
+    folder = predictor.task.folder
     with progress_bar() as bar:
         batches = bar.track(loader, description=f"predicting ({predictor.backend})")
         for sample in _samples(predictor, batches, preprocessing, scores):
             stem = _unused_stem(sample.name, stems)
-            _write_prediction(directory, stem, sample)
+            panel = _panel(sample, predictor.task)
+            write_png(directory / "inference_images" / f"{stem}.png", panel)
             if save_raw_pfm:
-                write_pfm(directory / "disparity_pfm" / f"{stem}.pfm", sample.prediction)
+                write_pfm(directory / f"{folder}_pfm" / f"{stem}.pfm", sample.prediction)
             if save_raw_npy:
-                _write_npy(directory / "disparity_npy" / f"{stem}.npy", sample.prediction)
+                _write_npy(directory / f"{folder}_npy" / f"{stem}.npy", sample.prediction)
             if depth is not None:
                 metres = depth(sample.prediction)
                 write_depth_png(directory / "depth" / f"{stem}.png", metres)
@@ -79,12 +84,12 @@ def write_predictions(
     return len(stems)
 
 
-def _write_prediction(directory: Path, stem: str, sample: Shown) -> None:
-    panels = [sample.left, viz.color_disparity(sample.prediction)]
+def _panel(sample: Shown, task: Task) -> Picture:
+    parts = [sample.image, task.color(sample.prediction)]
     if sample.has_gt:
-        panels.insert(1, viz.color_disparity(sample.truth))
-        panels.append(viz.color_error(sample.prediction, sample.truth, sample.valid))
-    write_png(directory / "inference_images" / f"{stem}.png", viz.side_by_side(panels))
+        parts.insert(1, task.color(sample.truth))
+        parts.append(task.color_error(sample.prediction, sample.truth, sample.valid))
+    return viz.side_by_side(parts)
 
 
 def _write_npy(path: Path, values: Map) -> None:
@@ -97,7 +102,8 @@ def write_pictures(
     predictor: Predictor,
     loader: Iterable[Mapping[str, Any]],
     directory: Path,
-    preprocessing: StereoAugmentSpec,
+    preprocessing: Preprocessing,
+    spec: ExperimentSpec,
     *,
     count: int,
 ) -> list[dict[str, Any]]:
@@ -107,66 +113,84 @@ def write_pictures(
     that pictures of two checkpoints can be compared.
 
     Returns:
-        Per sample its `name`, the file names `left`, `truth`, `prediction` and `error`, its `epe`
-        in px (None without valid pixels), and the values of the last colour: `scale_px` of a
-        disparity, `error_scale_px` of an error.
+        Per sample its `name`, the file names `image`, `truth`, `prediction` and `error`; `score`
+        (None without valid pixels) with its `metric` and `unit`; and the values of the first and
+        last colour with the `colors` between them: `scale` of a `quantity`, `error_scale` of an
+        error.
     """
+    task = predictor.task
+    metric = task.headline[0]
+    scores = Scores(predictor, spec)
     items: list[dict[str, Any]] = []
-    for index, sample in zip(
-        range(count), _samples(predictor, loader, preprocessing), strict=False
-    ):
+    samples = _samples(predictor, loader, preprocessing, scores)
+    for index, sample in zip(range(count), samples, strict=False):
         known = sample.truth[sample.valid]
-        scale = float(np.quantile(known if known.size else sample.prediction, SCALE_QUANTILE))
+        comparable = task.comparable(sample.prediction, sample.truth, sample.valid)
+        scale = task.scale(known if known.size else comparable)
         pictures = {
-            "left": sample.left,
-            "truth": viz.color_disparity(sample.truth, scale),
-            "prediction": viz.color_disparity(sample.prediction, scale),
-            "error": viz.color_error(sample.prediction, sample.truth, sample.valid),
+            "image": sample.image,
+            "truth": task.color(sample.truth, scale),
+            "prediction": task.color(comparable, scale),
+            "error": task.color_error(sample.prediction, sample.truth, sample.valid),
         }
         for kind, picture in pictures.items():
             write_png(directory / f"{index}_{kind}.png", picture)
-        error = np.abs(sample.prediction - sample.truth)[sample.valid]
+        found = next((row[metric] for row in scores.rows if row["index"] == sample.index), None)
         items.append(
             {
                 "name": sample.name,
                 **{kind: f"{index}_{kind}.png" for kind in pictures},
-                "epe": float(error.mean()) if error.size else None,
-                "scale_px": scale,
-                "error_scale_px": viz.ERROR_FULL_SCALE,
+                "score": found,
+                "metric": metric,
+                "unit": task.declared[f"val/{metric}"]["unit"],
+                "quantity": task.quantity,
+                "scale": _bar(scale, task.unit, task.colors),
+                "error_scale": _bar((0.0, task.error_scale), task.error_unit, viz.turbo_colors()),
             }
         )
     return items
 
 
+def _bar(ends: tuple[float, float], unit: str, colors: list[str]) -> dict[str, Any]:
+    return {"low": ends[0], "high": ends[1], "unit": unit, "colors": colors}
+
+
 def _samples(
     predictor: Predictor,
     loader: Iterable[Mapping[str, Any]],
-    preprocessing: StereoAugmentSpec,
+    preprocessing: Preprocessing,
     scores: Scores | None = None,
 ) -> Iterator[Shown]:
     reads = Reads()
     try:
         for batch in loader:
             reads.add(batch["from_cache"])
-            disparity = predictor(batch["left"], batch["right"])
+            predictions = predictor(batch)
             if scores is not None:
-                scores.add(batch, disparity)
+                scores.add(batch, predictions)
             for position in range(len(batch["name"])):
-                yield _shown(batch, position, disparity[position].numpy(), preprocessing)
+                yield _shown(
+                    batch, position, predictions[position].numpy(), predictor.task, preprocessing
+                )
     finally:  # who shows the first samples leaves the rest
-        reads.log("pairs of the prediction")
+        reads.log(f"{predictor.task.samples} of the prediction")
 
 
 def _shown(
-    batch: Mapping[str, Any], position: int, prediction: Map, preprocessing: StereoAugmentSpec
+    batch: Mapping[str, Any],
+    position: int,
+    prediction: Map,
+    task: Task,
+    preprocessing: Preprocessing,
 ) -> Shown:
     valid = batch["valid"][position, 0].numpy()
-    left = batch["left"][position].numpy()
+    image = batch[task.inputs[0]][position].numpy()
     return Shown(
         name=batch["name"][position],
-        left=viz.denormalize(left, preprocessing.input_mean, preprocessing.input_std),
+        index=int(batch["index"][position]),
+        image=viz.denormalize(image, preprocessing.input_mean, preprocessing.input_std),
         prediction=prediction,
-        truth=np.where(valid, batch["disparity"][position, 0].numpy(), np.float32(np.inf)),
+        truth=np.where(valid, batch[task.target][position, 0].numpy(), np.float32(np.inf)),
         valid=valid,
         has_gt=bool(batch["has_gt"][position]),
     )

@@ -1,8 +1,8 @@
 """A trained network as an ONNX graph, checked against PyTorch before it gets its name.
 
-Inputs `left_image`, `right_image` (N, 3, H, W), RGB normalised outside; output `disparity`
-(N, 1, H, W), px. Height and width are fixed, the refinement iterations are unrolled, all arithmetic
-is float32. The same weights and spec give the same bytes.
+Inputs (N, 3, H, W) are RGB normalised outside; their names, and name and shape of the output, are
+those of the task (`stereo.tasks`). Height and width are fixed, refinement iterations are unrolled,
+all arithmetic is float32. The same weights and spec give the same bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from stereo.engines.ort import GraphEngine
 from stereo.errors import EngineError, OutputExistsError
 from stereo.export.parity import Difference, compare
 from stereo.files import sha256, write_bytes
+from stereo.registry import entry_for
 from stereo.spec.experiment import ExperimentSpec
+from stereo.tasks import Size, Task
 
 LOG = logging.getLogger(__name__)
 DYNAMIC_BATCH = "batch_size"
@@ -35,7 +37,7 @@ PROBE_BATCH = 2  # of a graph with a dynamic batch
 
 @dataclass(frozen=True)
 class GraphInfo:
-    """A finished graph; `max_difference` is the largest one to PyTorch, px."""
+    """A finished graph; `max_difference` is the largest one to PyTorch, in units of the output."""
 
     path: Path
     sidecar: Path
@@ -47,16 +49,17 @@ class GraphInfo:
     max_difference: float
 
 
-class _LastDisparity(nn.Module):
-    """The network as the graph shows it: two images in, the last disparity out."""
+class _Graph(nn.Module):
+    """The network as the graph shows it: images in, the task's output out."""
 
-    def __init__(self, network: nn.Module, iters: int) -> None:
+    def __init__(self, network: nn.Module, task: Task, spec: ExperimentSpec) -> None:
         super().__init__()
         self.network = network
-        self.iters = iters
+        self.task = task
+        self.spec = spec
 
-    def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        return self.network(left, right, iters=self.iters, last_only=True).refined[-1]
+    def forward(self, *images: Tensor) -> Tensor:
+        return self.task.graph(self.network, images, self.spec)
 
 
 def export_graph(
@@ -70,8 +73,8 @@ def export_graph(
     """Write `onnx_file` and its sidecar.
 
     Args:
-        network: `network(left, right, iters=, last_only=)` gives an output with `.refined`.
-        spec: `export` gives size, batch, iterations and opset; the rest goes into the sidecar.
+        network: one that the task of the spec's network can call.
+        spec: `export` gives size, batch and opset; the rest goes into the sidecar.
         onnx_file: must not exist unless `export.overwrite`.
         checkpoint: file the weights came from, for the sidecar.
         progress: told in words what happens next.
@@ -80,7 +83,7 @@ def export_graph(
         OutputExistsError: `onnx_file` exists.
         EngineError: ONNX Runtime does not reproduce PyTorch.
     """
-    section, tell = spec.export, progress or LOG.info
+    section, tell, task = spec.export, progress or LOG.info, entry_for(spec).task
     if onnx_file.exists() and not section.overwrite:
         raise OutputExistsError(
             f"{onnx_file}: exists. Name another export.onnx_file or set export.overwrite=true"
@@ -88,23 +91,22 @@ def export_graph(
     on_gpu = torch.cuda.is_available() and not section.on_cpu
     device = torch.device("cuda" if on_gpu else "cpu")
     # A copy, because the caller's network keeps its device and its mode.
-    module = _LastDisparity(copy.deepcopy(network), section.valid_iters).to(device).eval()
+    module = _Graph(copy.deepcopy(network), task, spec).to(device).eval()
     batch = section.batch_size if section.batch_size > 0 else PROBE_BATCH
-    left, right = (
-        image.to(device) for image in _probe(batch, section.input_height, section.input_width)
-    )
+    size = (section.input_height, section.input_width)
+    images = tuple(image.to(device) for image in _probe(len(task.graph_inputs), batch, size))
     onnx_file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=onnx_file.parent, prefix=".export-") as scratch:
         temporary = Path(scratch) / onnx_file.name
-        tell(f"tracing {section.valid_iters} iterations at {tuple(left.shape[2:])}")
-        _trace(module, left, right, temporary, spec)
-        model = _label(onnx.load(temporary), spec)
+        tell(f"tracing at {size}")
+        _trace(module, images, temporary, spec)
+        model = _label(onnx.load(temporary), task, spec)
     onnx.checker.check_model(model, full_check=True)
     content = model.SerializeToString(deterministic=True)
     tell("comparing ONNX Runtime with PyTorch")
-    difference = _check(module, content, left, right, onnx_file)
+    difference = _check(module, content, images, onnx_file)
     write_bytes(onnx_file, content)
-    base.write_sidecar(onnx_file, _facts(spec, model, difference, checkpoint))
+    base.write_sidecar(onnx_file, _facts(task, spec, model, difference, checkpoint))
     return GraphInfo(
         path=onnx_file,
         sidecar=base.sidecar_path(onnx_file),
@@ -117,27 +119,24 @@ def export_graph(
     )
 
 
-def _probe(batch: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Normalised noise; left and right differ, or the exporter could merge the two inputs."""
+def _probe(count: int, batch: int, size: Size) -> list[Tensor]:
+    """Normalised noise; the images differ, or the exporter could merge the inputs."""
     generator = torch.Generator().manual_seed(0)
-    left = torch.randn(batch, 3, height, width, generator=generator)
-    right = torch.randn(batch, 3, height, width, generator=generator)
-    return left, right
+    return [torch.randn(batch, 3, *size, generator=generator) for _ in range(count)]
 
 
-def _trace(
-    module: nn.Module, left: Tensor, right: Tensor, file: Path, spec: ExperimentSpec
-) -> None:
-    dynamic = {name: {0: DYNAMIC_BATCH} for name in (base.LEFT, base.RIGHT, base.DISPARITY)}
+def _trace(module: _Graph, images: tuple[Tensor, ...], file: Path, spec: ExperimentSpec) -> None:
+    inputs, output = module.task.graph_inputs, module.task.graph_output
+    dynamic = {name: {0: DYNAMIC_BATCH} for name in (*inputs, output)}
     with warnings.catch_warnings(), torch.no_grad():
         # The exporter announces its successor, and warns at each shape that is fixed on purpose.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module,
-            (left, right),
+            images,
             str(file),
-            input_names=[base.LEFT, base.RIGHT],
-            output_names=[base.DISPARITY],
+            input_names=list(inputs),
+            output_names=[output],
             opset_version=spec.export.opset_version,
             dynamic_axes=dynamic if spec.export.batch_size == -1 else None,
             do_constant_folding=True,
@@ -146,34 +145,35 @@ def _trace(
         )
 
 
-def _label(model: onnx.ModelProto, spec: ExperimentSpec) -> onnx.ModelProto:
+def _label(model: onnx.ModelProto, task: Task, spec: ExperimentSpec) -> onnx.ModelProto:
     """Write the output's true shape, which the exporter leaves open or gets wrong."""
     section = spec.export
     batch = section.batch_size if section.batch_size > 0 else DYNAMIC_BATCH
-    shape = [batch, 1, section.input_height, section.input_width]
-    output = onnx.helper.make_tensor_value_info(base.DISPARITY, onnx.TensorProto.FLOAT, shape)
+    shape = [batch, *task.graph_shape(section.input_height, section.input_width)]
+    output = onnx.helper.make_tensor_value_info(task.graph_output, onnx.TensorProto.FLOAT, shape)
     del model.graph.output[:]
     model.graph.output.append(output)
     return model
 
 
-def _check(
-    module: nn.Module, content: bytes, left: Tensor, right: Tensor, file: Path
-) -> Difference:
+def _check(module: _Graph, content: bytes, images: tuple[Tensor, ...], file: Path) -> Difference:
+    task = module.task
     with torch.no_grad():
-        expected = module(left, right).cpu().numpy()
-    engine = GraphEngine(content)
-    found = engine({base.LEFT: left.cpu().numpy(), base.RIGHT: right.cpu().numpy()})[base.DISPARITY]
-    difference = compare(expected, found.astype(np.float32))
+        expected = module(*images).cpu().numpy()
+    arrays = (image.cpu().numpy() for image in images)
+    found = GraphEngine(content)(dict(zip(task.graph_inputs, arrays, strict=True)))
+    difference = compare(expected, found[task.graph_output].astype(np.float32))
     if not difference.within_limit():
+        unit = f" {task.unit}".rstrip()
         raise EngineError(
-            f"{file}: ONNX Runtime differs from PyTorch by up to {difference.maximum:.3g} px, "
-            f"allowed {difference.allowed:.3g} px. The graph was not written"
+            f"{file}: ONNX Runtime differs from PyTorch by up to {difference.maximum:.3g}{unit}, "
+            f"allowed {difference.allowed:.3g}{unit}. The graph was not written"
         )
     return difference
 
 
 def _facts(
+    task: Task,
     spec: ExperimentSpec,
     model: onnx.ModelProto,
     difference: Difference,
@@ -188,7 +188,7 @@ def _facts(
         "width": section.input_width,
         "batch_size": section.batch_size,
         "dynamic_axes": {"0": DYNAMIC_BATCH} if section.batch_size == -1 else {},
-        "iterations": section.valid_iters,
+        **task.graph_facts(spec),
         "input_mean": list(preprocessing.input_mean),
         "input_std": list(preprocessing.input_std),
         "normalizes_inside": False,

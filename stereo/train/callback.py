@@ -198,7 +198,7 @@ class RunCallback(pl.Callback):
         """Judge the epoch, save it, write it down, ask the study."""
         module = _depth(pl_module)
         progress = module.progress
-        module.reads.log("training pairs")
+        module.reads.log(f"training {module.task.samples}")
         self._rng = None
         row = {"train_loss": progress.train_loss, **module.validation, "lr": module.last_lr}
         validated, module.validation = bool(module.validation), {}
@@ -312,13 +312,13 @@ def reset_peak_memory() -> None:
 def _verdict(module: DepthModule, row: Mapping[str, float]) -> NoResultError | None:
     """Why the epoch that just ended has no usable result, None when it has one."""
     progress = module.progress
-    number = progress.epoch + 1
+    number, task = progress.epoch + 1, module.task
     if not progress.losses and not progress.nonfinite_run:
         return NoResultError(
             f"Epoch {number} saw no valid pixel in {progress.empty} batches: no ground truth with"
-            f" 0 < disparity < {module.limit:g} px. Likely the dataset class"
-            " (dataset.train_dataset.data_sources.dataset_name) does not fit the depth encoding,"
-            " or max_disparity is too small"
+            f" {task.usable_truth(module.spec)}. Likely the dataset class"
+            " (dataset.train_dataset.data_sources.dataset_name) does not fit the depth encoding;"
+            f" check {task.limit_keys} too"
         )
     if not progress.losses:
         return DivergedError(f"Training diverged: epoch {number} had no finite loss")
@@ -327,9 +327,10 @@ def _verdict(module: DepthModule, row: Mapping[str, float]) -> NoResultError | N
     if not module.metrics.compute()["images"]:
         return NoResultError(
             f"The validation after epoch {number} saw no valid pixel: check"
-            " dataset.val_dataset.data_sources and dataset.max_disparity"
+            f" dataset.val_dataset.data_sources and {task.limit_keys}"
         )
-    broken = [name for name in ("val/loss", "val/epe") if not math.isfinite(row[name])]
+    judged = ("val/loss", f"val/{task.headline[0]}")
+    broken = [name for name in judged if not math.isfinite(row[name])]
     if broken:
         return DivergedError(
             f"Training diverged: {', '.join(broken)} is not finite after epoch {number}."

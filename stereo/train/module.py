@@ -1,4 +1,4 @@
-"""The training step: forward, sequence loss, clipped update, validation at native size.
+"""The training step: forward, loss, clipped update, validation at native size.
 
 Lightning gives the loops, the device, autocast and loss scaling; the update itself is done here
 (manual optimisation), because a step may be left out: a batch without valid pixels, or with a loss
@@ -21,10 +21,7 @@ from torch import Tensor, nn
 
 from stereo.data.loaders import Reads
 from stereo.errors import DivergedError
-from stereo.geometry import crop, pad_to_multiple
-from stereo.losses import sequence_loss, smooth_l1
-from stereo.metrics import DisparityMetrics
-from stereo.spec.experiment import disparity_limit
+from stereo.tasks import InputSizes
 from stereo.train.optim import build_optimizer, learning_rate
 
 if TYPE_CHECKING:
@@ -91,19 +88,19 @@ class _Accumulated:
 
 
 class DepthModule(pl.LightningModule):
-    """A stereo network with its loss, metrics and optimiser; the network is `model`."""
+    """A network with the loss and metrics of its task, and an optimiser; the network is `model`."""
 
     def __init__(self, entry: ModelEntry, spec: ExperimentSpec, network: nn.Module) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.entry = entry
+        self.task = entry.task
         self.spec = spec
         self.model = network
         self.progress = Progress()
         self.last = StepFacts()
         self.total_steps = 1  # set before training; the schedules need it
-        self.limit = disparity_limit(spec)
-        self.metrics = DisparityMetrics(self.limit)
+        self.metrics = self.task.metrics(spec)
+        self._sizes = InputSizes(entry.stride)
         self.validation: dict[str, float] = {}
         self.reads = Reads()  # of the training pairs of the current epoch
         self._validation_reads = Reads()
@@ -141,10 +138,7 @@ class DepthModule(pl.LightningModule):
             self._finish_step(batch, batch_idx)
 
     def _backward(self, batch: Mapping[str, Any]) -> None:
-        output = self.model(batch["left"], batch["right"], iters=self.spec.model.train_iters)
-        loss = sequence_loss(
-            output.initial, output.refined, batch["disparity"], batch["valid"]
-        ).total
+        loss = self.task.loss(self.model, batch, self.spec)
         value = float(loss.detach())
         self._accumulated.losses.append(value)
         if math.isfinite(value):
@@ -222,28 +216,28 @@ class DepthModule(pl.LightningModule):
         self._reset_validation_loss()
 
     def validation_step(self, batch: Mapping[str, Any], _batch_idx: int) -> None:
-        """Score a batch at native size, padded for the network and cropped back."""
+        """Score a batch at native size."""
         self._validation_reads.add(batch["from_cache"])
-        left, padding = pad_to_multiple(batch["left"], self.entry.stride)
-        right, _ = pad_to_multiple(batch["right"], self.entry.stride)
-        output = self.model(left, right, iters=self.spec.model.valid_iters, last_only=True)
-        disparity = crop(output.refined[-1], padding).float()
-        truth, valid = batch["disparity"], batch["valid"]
-        error = smooth_l1(disparity, torch.where(valid, truth, 0.0))
-        self._loss_sum += torch.where(valid, error, 0.0).sum(dtype=torch.float64).cpu()
-        self._loss_pixels += int(valid.sum())
-        self.metrics.update(disparity[:, 0], truth[:, 0], valid[:, 0], batch["truth_pixels"])
+        prediction = self.task.at_native_size(self._predict, batch, self._sizes)
+        total, terms = self.task.validation_terms(prediction, batch, self.spec)
+        self._loss_sum += total.cpu()
+        self._loss_terms += terms
+        truth, valid = batch[self.task.target][:, 0], batch["valid"][:, 0]
+        self.metrics.update(prediction, truth, valid, batch["truth_pixels"])
+
+    def _predict(self, *images: Tensor) -> Tensor:
+        return self.task.predict(self.model, images, self.spec)
 
     def on_validation_epoch_end(self) -> None:
         """Turn the sums into `val/<metric>`."""
-        self._validation_reads.log("validation pairs")
-        loss = float(self._loss_sum) / self._loss_pixels if self._loss_pixels else math.nan
-        image = self.metrics.compute()["image"]
-        self.validation = {"val/loss": loss} | {f"val/{k}": v for k, v in image.items()}
+        self._validation_reads.log(f"validation {self.task.samples}")
+        loss = float(self._loss_sum) / self._loss_terms if self._loss_terms else math.nan
+        scores = self.metrics.compute()[self.metrics.flat]
+        self.validation = {"val/loss": loss} | {f"val/{k}": v for k, v in scores.items()}
 
     def _reset_validation_loss(self) -> None:
         self._loss_sum: Tensor = torch.zeros((), dtype=torch.float64)
-        self._loss_pixels = 0
+        self._loss_terms = 0
 
 
 def _names(batch: Mapping[str, Any]) -> str:

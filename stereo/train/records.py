@@ -18,27 +18,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stereo.metrics import METRICS
 from stereo.status import StatusLog, duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from torch.utils.tensorboard import SummaryWriter
 
+    from stereo.tasks import Task
     from stereo.train.module import DepthModule
 
 log = logging.getLogger(__name__)
-
-COLUMNS = (
-    "epoch",
-    "step",
-    "lr",
-    "train_loss",
-    "val/loss",
-    *(f"val/{name}" for name in METRICS),
-    "seconds",
-    "peak_memory_mb",
-)
 
 
 class Records:
@@ -47,6 +36,7 @@ class Records:
     Args:
         directory: of the train action.
         status: its status log.
+        task: which scores there are.
         num_epochs: epochs of the whole run.
         batches: batches per epoch.
         log_every: optimiser steps between scalars in TensorBoard.
@@ -57,6 +47,7 @@ class Records:
         self,
         directory: Path,
         status: StatusLog,
+        task: Task,
         *,
         num_epochs: int,
         batches: int,
@@ -65,10 +56,12 @@ class Records:
     ) -> None:
         self.table = directory / "metrics.csv"
         self.status = status
+        self.columns = _columns(task)
         self.num_epochs = num_epochs
         self.batches = batches
         self.log_every = log_every
         self.quiet = quiet
+        self._task = task
         self._directory = directory
         self._writer: SummaryWriter | None = None
         self._bar: Bar | None = None
@@ -109,17 +102,17 @@ class Records:
             )
 
     def epoch(self, row: Mapping[str, float], *, steps: int) -> None:
-        """An epoch is done: `row` has the keys of COLUMNS, `steps` is the number taken in it."""
+        """An epoch is done: `row` has the keys of `columns`, `steps` is the number taken in it."""
         epoch, step = int(row["epoch"]), int(row["step"])
         self._seconds.append(row["seconds"])
         left = (self.num_epochs - epoch) * sum(self._seconds) / len(self._seconds)
         self._status_lines(row, epoch, step, left, steps)
-        self._write_rows([{name: _cell(row.get(name)) for name in COLUMNS}], "a")
+        self._write_rows([{name: _cell(row.get(name)) for name in self.columns}], "a")
         scalars = {name: value for name, value in row.items() if name.startswith("val/")}
         self._scalars({"train_loss_epoch": row["train_loss"], **scalars}, step)
         text = f"epoch {epoch}/{self.num_epochs}: train loss {row['train_loss']:.4g}"
-        if "val/epe" in row:
-            text += f", val/epe {row['val/epe']:.4g} px, val/bp1 {100 * row['val/bp1']:.2f} %"
+        if "val/loss" in row:
+            text += "".join(f", {self._score(f'val/{name}', row)}" for name in self._task.headline)
         text += f", {row['seconds']:.1f} s, {duration(left).partition('.')[0]} left"
         log.info("%s", text)
         if not self.quiet:
@@ -158,7 +151,7 @@ class Records:
     def _write_rows(self, rows: list[dict[str, str]], mode: str) -> None:
         is_new = mode == "w" or not self.table.exists()
         with self.table.open(mode, newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, self.columns)
             if is_new:
                 writer.writeheader()
             writer.writerows(rows)
@@ -194,12 +187,24 @@ class Records:
         )
         self._bar.start()
 
+    def _score(self, name: str, row: Mapping[str, float]) -> str:
+        unit = self._task.declared[name]["unit"]
+        if unit == "fraction":
+            return f"{name} {100 * row[name]:.2f} %"
+        return f"{name} {row[name]:.4g} {unit}".rstrip()
+
     def _say(self, text: str) -> None:
         if self._bar is not None:
             self._bar.console.print(text, highlight=False)
         else:
             sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
             sys.stderr.flush()
+
+
+def _columns(task: Task) -> tuple[str, ...]:
+    scores = [name for name in task.declared if name != "val/loss"]
+    before = ("epoch", "step", "lr", "train_loss", "val/loss")
+    return (*before, *scores, "seconds", "peak_memory_mb")
 
 
 def _cell(value: float | None) -> str:

@@ -175,6 +175,7 @@ def _run(
         records = Records(
             directory,
             status,
+            entry.task,
             num_epochs=spec.train.num_epochs,
             batches=batches,
             log_every=min(spec.train.log_every_n_steps, steps),
@@ -239,7 +240,7 @@ def _outcome(
 
 
 def _network(spec: ExperimentSpec, entry: ModelEntry, start: _Start | None) -> torch.nn.Module:
-    network = entry.build(spec.model)
+    network = entry.build(spec)
     if start is not None:
         load.load_into(network, start.path)
         return network

@@ -194,8 +194,11 @@ def _pictures(spec: Mapping[str, Any], directory: Path) -> Result:
 
     rows = []
     for index in range(4):
-        row: dict[str, Any] = {"name": f"pair {index}", "epe": 1.0 + index, "scale_px": 3.0}
-        for shade, role in enumerate(("left", "truth", "prediction", "error")):
+        bar = {"low": 0.0, "high": 3.0, "unit": "px", "colors": ["#30123b", "#7a0403"]}
+        row: dict[str, Any] = {"name": f"pair {index}", "quantity": "disparity"}
+        row |= {"score": 1.0 + index, "metric": "epe", "unit": "px"}
+        row |= {"scale": bar, "error_scale": bar}
+        for shade, role in enumerate(("image", "truth", "prediction", "error")):
             row[role] = f"{index}_{role}.png"
             picture = np.full((24, 32, 3), 60 * shade + 10 * index, np.uint8)
             cv2.imwrite(str(directory / row[role]), picture)

@@ -225,9 +225,7 @@ def test_another_graph_in_a_copied_bundle_gives_other_scores(done: Done) -> None
     copy = done.copy_of_bundle(done.place.root / "exchanged")
     spec = load_spec(copy / "spec.yaml", ["results_dir=x"], action="train")
     entry = entry_for(spec)
-    weights = {
-        f"model.{name}": value for name, value in entry.build(spec.model).state_dict().items()
-    }
+    weights = {f"model.{name}": value for name, value in entry.build(spec).state_dict().items()}
     other = done.place.root / "other.pth"
     files.write(other, {"state_dict": weights})
     graph = json.loads((copy / done.bundle["files"]["graph_sidecar"]["path"]).read_text())

@@ -95,7 +95,8 @@ def test_validate_says_whether_weights_fit_a_spec_that_follows_them(
 ) -> None:
     public = replace(FoundationStereoSpec(), variant="public", volume_dim=16, corr_levels=1)
     weights = tmp_path / "public.pth"
-    files.write(weights, {"model": MODELS["fs"].build(public).state_dict()})
+    entry = MODELS["fs"]
+    files.write(weights, {"model": entry.build(entry.experiment(public)).state_dict()})
     given = [*source("train", small_data.train), "model.volume_dim=16", "model.corr_levels=1"]
     check = ["validate", "-e", str(packaged("train", tmp_path)), "--checkpoint", str(weights)]
 

@@ -17,6 +17,7 @@ from stereo.nets.fast_foundation_stereo import FastFoundationStereo
 from stereo.predict import Predictor, load_network, load_predictor
 from stereo.spec.deploy import EngineSpec
 from stereo.spec.experiment import ExperimentSpec
+from stereo.tasks import STEREO
 from tests.stereo.tiny_stereo import HEIGHT, WIDTH, TinyStereo, tiny_spec
 
 SOURCE = Path("network.pth")
@@ -28,40 +29,42 @@ def _first_channel(left: Tensor, _right: Tensor) -> Tensor:
     return left[:, 0]
 
 
-def _pair(height: int, width: int, batch: int = 2) -> tuple[Tensor, Tensor]:
+def _pair(height: int, width: int, batch: int = 2) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(height + width)
     left, right = torch.rand(2, batch, 3, height, width, generator=generator)
-    return left, right
+    return {"left": left, "right": right}
 
 
 def _predictor(**options: object) -> Predictor:
-    return Predictor(_first_channel, backend="test", source=SOURCE, stride=32, **options)  # type: ignore[arg-type]
+    return Predictor(_first_channel, STEREO, backend="test", source=SOURCE, stride=32, **options)  # type: ignore[arg-type]
 
 
 @settings(deadline=None)
 @given(height=st.integers(1, 70), width=st.integers(1, 70))
 def test_padding_to_the_stride_and_cropping_is_the_identity(height: int, width: int) -> None:
-    left, right = _pair(height, width)
-    torch.testing.assert_close(_predictor()(left, right), left[:, 0], rtol=0, atol=0)
+    pair = _pair(height, width)
+    torch.testing.assert_close(_predictor()(pair), pair["left"][:, 0], rtol=0, atol=0)
 
 
 def test_resizing_scales_disparity_by_the_ratio_of_the_widths() -> None:
     left = torch.full((1, 3, 50, 100), 4.0)
     predictor = _predictor(size=(64, 256))
-    torch.testing.assert_close(predictor(left, left), torch.full((1, 50, 100), 4.0 * 100 / 256))
+    pair = {"left": left, "right": left}
+    torch.testing.assert_close(predictor(pair), torch.full((1, 50, 100), 4.0 * 100 / 256))
 
 
 def test_native_padded_keeps_the_pixels_of_smaller_images_and_refuses_larger_ones() -> None:
     predictor = _predictor(size=(64, 96), native_padded=True)
-    left, right = _pair(40, 50)
-    torch.testing.assert_close(predictor(left, right), left[:, 0], rtol=0, atol=0)
+    pair = _pair(40, 50)
+    torch.testing.assert_close(predictor(pair), pair["left"][:, 0], rtol=0, atol=0)
     with pytest.raises(SpecError, match=r"native_padded: the image is 65x96, .* 64x96"):
-        predictor(*_pair(65, 96))
+        predictor(_pair(65, 96))
 
 
 def test_an_image_that_fits_after_padding_is_not_resized() -> None:
-    left, right = _pair(60, 90)
-    torch.testing.assert_close(_predictor(size=(64, 96))(left, right), left[:, 0], rtol=0, atol=0)
+    pair = _pair(60, 90)
+    found = _predictor(size=(64, 96))(pair)
+    torch.testing.assert_close(found, pair["left"][:, 0], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, -1])
@@ -69,12 +72,12 @@ def test_batches_are_cut_and_filled_to_what_a_graph_takes(tmp_path: Path, batch_
     network = TinyStereo().eval()
     spec = tiny_spec(batch_size=batch_size)
     graph = export_graph(network, spec, tmp_path / "a.onnx").path
-    left, right = _pair(HEIGHT, WIDTH, batch=5)
+    pair = _pair(HEIGHT, WIDTH, batch=5)
 
-    found = load_predictor(graph, spec)(left, right)
+    found = load_predictor(graph, spec)(pair)
 
     with torch.no_grad():
-        expected = network(left, right, iters=2).refined[-1][:, 0]
+        expected = network(**pair, iters=2).refined[-1][:, 0]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
@@ -137,10 +140,10 @@ def test_checkpoint_graph_and_engine_predict_the_same_disparity(
     network = load_network(checkpoint, spec)
     graph = export_graph(network, spec, checkpoint.with_suffix(".onnx"), checkpoint=checkpoint).path
     engine = build_engine(EngineSpec(onnx_file=str(graph)), checkpoint.parent).engine
-    left, right = _pair(60, 90, batch=3)
+    pair = _pair(60, 90, batch=3)
 
     predictors = [load_predictor(path, spec) for path in (checkpoint, graph, engine)]
-    expected, *found = (predictor(left, right) for predictor in predictors)
+    expected, *found = (predictor(pair) for predictor in predictors)
 
     assert expected.shape == (3, 60, 90)
     for disparity in found:

@@ -73,7 +73,7 @@ def foundation_stereo(**fields: object) -> FoundationStereoExperiment:
 @pytest.fixture(scope="module")
 def public(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fresh weights of the public network, under public names."""
-    network = MODELS["fs"].build(foundation_stereo(variant="public").model)
+    network = MODELS["fs"].build(foundation_stereo(variant="public"))
     path = tmp_path_factory.mktemp("public") / "public.pth"
     files.write(path, {"model": _released_names(network.state_dict())})
     return path
@@ -83,7 +83,7 @@ def test_open_choices_follow_the_weights(public: Path) -> None:
     spec = settled(foundation_stereo(variant="auto"), public)
     assert (spec.model.variant, spec.model.attention_layout) == ("public", "groups")
     entry = entry_for(spec)
-    assert load_weights(entry.build(spec.model), public, entry, spec).complete
+    assert load_weights(entry.build(spec), public, entry, spec).complete
 
     chosen = settled(foundation_stereo(variant="auto", attention_layout="mha"), public)
     assert chosen.model.attention_layout == "mha"
@@ -102,7 +102,7 @@ def test_weights_of_the_other_variant_are_refused(public: Path) -> None:
     spec = foundation_stereo(variant="tao")
     entry = entry_for(spec)
     with pytest.raises(CheckpointError, match=r"model.variant +tao +public"):
-        load_weights(entry.build(spec.model), public, entry, spec)
+        load_weights(entry.build(spec), public, entry, spec)
 
 
 def test_without_weights_an_open_variant_is_tao() -> None:
@@ -131,7 +131,7 @@ def test_a_spec_without_open_choices_stays_as_it_is(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fresh weights under released names."""
-    network = MODELS["ffs"].build(ExperimentSpec().model)
+    network = MODELS["ffs"].build(ExperimentSpec())
     path = tmp_path_factory.mktemp("released") / "released.pth"
     files.write(path, {"model": _released_names(network.state_dict())})
     return path
@@ -144,7 +144,7 @@ def _released_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def test_released_weights_load_under_our_names(released: Path) -> None:
     entry, spec = MODELS["ffs"], ExperimentSpec()
-    network = entry.build(spec.model)
+    network = entry.build(spec)
     assert load_weights(network, released, entry, spec).complete
     expected = entry.load_release(files.read(released)["model"])
     for name, tensor in network.state_dict().items():
@@ -156,7 +156,7 @@ def test_a_spec_that_released_weights_do_not_fit_is_told_field_by_field(released
     spec.model.corr_radius = 3
     spec.model.gwc_feature_normalize = False
     with pytest.raises(CheckpointError, match="do not fit this network") as caught:
-        load_weights(entry.build(spec.model), released, entry, spec)
+        load_weights(entry.build(spec), released, entry, spec)
     assert "model.corr_radius: given 3, needed 4" in str(caught.value)
     assert "model.gwc_feature_normalize: given False, needed True" in str(caught.value)
 
@@ -165,4 +165,4 @@ def test_a_difference_that_shapes_cannot_show_is_refused_too(released: Path) -> 
     entry, spec = MODELS["ffs"], ExperimentSpec()
     spec.model.gwc_feature_normalize = False
     with pytest.raises(SpecError, match="gwc_feature_normalize: given False, needed True"):
-        load_weights(entry.build(spec.model), released, entry, spec)
+        load_weights(entry.build(spec), released, entry, spec)

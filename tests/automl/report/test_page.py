@@ -91,7 +91,7 @@ def test_a_finished_study_is_shown_whole(tmp_path: Path) -> None:
         "model quadratic, finished",
         "acts only with train.optim.optimizer = SGD, here it is AdamW",
         "accepted",
-        "EPE 1.000 px",
+        "epe 1.000 px",
         "Scores on the same validation data",
         "stopped",
     ):

@@ -39,7 +39,7 @@ def test_a_large_picture_is_reduced_below_the_limit(tmp_path: Path) -> None:
 def test_a_missing_or_broken_picture_does_not_stop_the_report(tmp_path: Path) -> None:
     study = finished(tmp_path, trials=3, promoted=True)
     folder = study.directory / "pictures" / "best"
-    (folder / "0_left.png").unlink()
+    (folder / "0_image.png").unlink()
     (folder / "1_error.png").write_bytes(b"\x89PNG")
 
     shown = pictures(study)

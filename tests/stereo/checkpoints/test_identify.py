@@ -274,7 +274,7 @@ def test_the_other_variant_is_a_contradiction() -> None:
 @pytest.mark.parametrize("key", list(MODELS))
 def test_the_fields_of_a_network_build_it_again(key: str) -> None:
     entry = MODELS[key]
-    state = expected_state(entry.build, entry.spec_class())
+    state = expected_state(entry.build, entry.experiment())
     again = expected(entry)(identify(state).fields)
     assert {n: t.shape for n, t in again.items()} == {n: t.shape for n, t in state.items()}
 

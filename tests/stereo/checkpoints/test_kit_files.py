@@ -10,13 +10,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import nn
 
 from stereo.checkpoints import files
 from stereo.checkpoints.identify import expected, expected_state, identify
@@ -120,17 +117,8 @@ def test_a_public_file_without_a_tensor_is_told_by_its_name(tmp_path: Path) -> N
 
     _, state = loaded(tmp_path / "model_best_bp2.pth")
     needed = expected_state(FoundationStereo, FoundationStereoSpec(variant="public"))
-    row = Row(FoundationStereoSpec, FoundationStereo)
 
     assert compare(state, needed).missing == (name,)
     with pytest.raises(CheckpointError, match=rf"1 are missing \(first: {name}\)"):
-        require_network(state, identify(state), expected(row))
+        require_network(state, identify(state), expected(MODELS["fs"]))
     (tmp_path / "model_best_bp2.pth").unlink()
-
-
-@dataclass(frozen=True)
-class Row:
-    """A network as the registry describes it."""
-
-    spec_class: type[Any]
-    build: Callable[[Any], nn.Module]

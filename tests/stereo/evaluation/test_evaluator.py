@@ -14,8 +14,12 @@ from torch import Tensor
 from stereo.errors import NoResultError
 from stereo.evaluation.evaluator import evaluate
 from stereo.predict import Predictor
+from stereo.spec.data import DatasetSpec
+from stereo.spec.experiment import ExperimentSpec
+from stereo.tasks import STEREO
 
-LIMIT = 64.0
+LIMIT = 64
+SPEC = ExperimentSpec(dataset=DatasetSpec(max_disparity=LIMIT))
 
 
 def _batch(start: int, count: int, *, height: int = 32, width: int = 64) -> dict[str, Any]:
@@ -41,13 +45,18 @@ def _predictor(add: float = 0.0) -> Predictor:
         return left[:, 0] + add
 
     return Predictor(
-        network, backend="test fp32", source=Path("a.pth"), stride=32, warnings=("be careful",)
+        network,
+        STEREO,
+        backend="test fp32",
+        source=Path("a.pth"),
+        stride=32,
+        warnings=("be careful",),
     )
 
 
 def test_scores_are_those_of_a_plain_computation_for_mixed_sizes() -> None:
     batches = [_batch(0, 2), _batch(2, 1, height=40, width=50)]
-    found = evaluate(_predictor(0.5), batches, max_disparity=LIMIT)
+    found = evaluate(_predictor(0.5), batches, SPEC)
 
     errors = [
         (b["left"][i, 0] + 0.5 - b["disparity"][i, 0])[b["valid"][i, 0]].abs().numpy()
@@ -62,13 +71,13 @@ def test_scores_are_those_of_a_plain_computation_for_mixed_sizes() -> None:
     assert (found.images, found.skipped) == (3, 0)
     assert found.backend == "test fp32"
     assert found.warnings == ("be careful",)
-    assert found.max_disparity == LIMIT
+    assert found.limits == {"max_disparity": LIMIT}
 
 
 def test_every_sample_has_a_row_in_order_and_all_of_it_is_json() -> None:
     batches = [_batch(0, 2), _batch(2, 2)]
     batches[1]["valid"][1] = False
-    found = evaluate(_predictor(), batches, max_disparity=LIMIT)
+    found = evaluate(_predictor(), batches, SPEC)
 
     assert [row["index"] for row in found.rows] == [0, 1, 2, 3]
     assert [row["name"] for row in found.rows][3] == "pair_3.png"
@@ -83,8 +92,8 @@ def test_batch_size_does_not_change_the_scores() -> None:
     single = [
         {key: value[i : i + 1] for key, value in whole.items()} for i in range(len(whole["name"]))
     ]
-    one = evaluate(_predictor(0.2), single, max_disparity=LIMIT)
-    four = evaluate(_predictor(0.2), [whole], max_disparity=LIMIT)
+    one = evaluate(_predictor(0.2), single, SPEC)
+    four = evaluate(_predictor(0.2), [whole], SPEC)
     assert one.rows == four.rows
     assert one.metrics == four.metrics
 
@@ -93,7 +102,7 @@ def test_without_a_valid_pixel_there_is_no_result() -> None:
     batch = _batch(0, 2)
     batch["valid"][:] = False
     with pytest.raises(NoResultError, match=r"none of 2 samples has a valid pixel.*64") as error:
-        evaluate(_predictor(), [batch], max_disparity=LIMIT)
+        evaluate(_predictor(), [batch], SPEC)
     assert error.value.exit_code == 3
 
 
@@ -102,9 +111,9 @@ def test_a_prediction_that_is_not_finite_is_no_result(value: float) -> None:
     batches = [_batch(0, 1), _batch(1, 1)]
     batches[1]["left"][:] = value
     with pytest.raises(NoResultError, match=r"not finite in 1 samples, first pair_1\.png.*epe"):
-        evaluate(_predictor(), batches, max_disparity=LIMIT)
+        evaluate(_predictor(), batches, SPEC)
 
 
 def test_a_pipe_sees_no_bar(capfd: pytest.CaptureFixture[str]) -> None:
-    evaluate(_predictor(), [_batch(0, 1)], max_disparity=LIMIT)
+    evaluate(_predictor(), [_batch(0, 1)], SPEC)
     assert capfd.readouterr() == ("", "")

@@ -16,6 +16,8 @@ from stereo.evaluation.pictures import write_pictures, write_predictions
 from stereo.geometry import disparity_to_depth
 from stereo.predict import Predictor
 from stereo.spec.data import StereoAugmentSpec
+from stereo.spec.experiment import ExperimentSpec
+from stereo.tasks import STEREO
 
 H, W = 20, 30
 
@@ -43,7 +45,7 @@ def predictor() -> Predictor:
     def ramp(left: Tensor, _right: Tensor) -> Tensor:
         return torch.linspace(0, 8, left.shape[-1]).expand(len(left), *left.shape[-2:])
 
-    return Predictor(ramp, backend="test", source=Path("a.pth"), stride=1)
+    return Predictor(ramp, STEREO, backend="test", source=Path("a.pth"), stride=1)
 
 
 def test_inference_writes_a_panel_and_raw_disparity_for_every_pair(
@@ -102,7 +104,7 @@ def test_inference_scores_the_samples_with_ground_truth(
     predictor: Predictor, tmp_path: Path
 ) -> None:
     batches = [_batch(["a.png", "b.png"]), _batch(["c.png"], has_gt=False)]
-    scores = Scores(predictor, 64)
+    scores = Scores(predictor, ExperimentSpec())
     write_predictions(
         predictor,
         batches,
@@ -135,18 +137,29 @@ def test_report_pictures_share_the_scale_of_the_ground_truth(
     predictor: Predictor, tmp_path: Path
 ) -> None:
     batches = [_batch(["a.png"]), _batch(["b.png"]), _batch(["c.png"])]
-    items = write_pictures(predictor, batches, tmp_path, StereoAugmentSpec(), count=2)
+    items = write_pictures(
+        predictor, batches, tmp_path, StereoAugmentSpec(), ExperimentSpec(), count=2
+    )
 
     assert [item["name"] for item in items] == ["a.png", "b.png"]
     assert len(list(tmp_path.iterdir())) == 8
     item = items[1]
     known = np.linspace(1, 10, W, dtype=np.float32)[5:]
-    assert item["error_scale_px"] == viz.ERROR_FULL_SCALE
-    assert item["scale_px"] == pytest.approx(np.quantile(np.tile(known, H), 0.98))
+    assert item["error_scale"] == {
+        "low": 0,
+        "high": viz.ERROR_FULL_SCALE,
+        "unit": "px",
+        "colors": viz.turbo_colors(),
+    }
+    assert item["scale"]["colors"] == viz.turbo_colors()
+    assert item["quantity"] == "disparity"
+    assert item["scale"]["high"] == pytest.approx(np.quantile(np.tile(known, H), 0.98))
+    assert (item["scale"]["low"], item["scale"]["unit"]) == (0, "px")
     prediction = np.linspace(0, 8, W, dtype=np.float32)
-    assert item["epe"] == pytest.approx(np.abs(prediction[5:] - known).mean(), rel=1e-5)
+    assert (item["metric"], item["unit"]) == ("epe", "px")
+    assert item["score"] == pytest.approx(np.abs(prediction[5:] - known).mean(), rel=1e-5)
     truth = read_image(tmp_path / item["truth"])
     assert (truth[:, :5] == 0).all(), "unknown is black"
-    expected = viz.color_disparity(np.tile(prediction, (H, 1)), item["scale_px"])
+    expected = viz.color_disparity(np.tile(prediction, (H, 1)), item["scale"]["high"])
     np.testing.assert_array_equal(read_image(tmp_path / item["prediction"]), expected)
-    assert {item["left"], item["error"]} == {"1_left.png", "1_error.png"}
+    assert {item["image"], item["error"]} == {"1_image.png", "1_error.png"}

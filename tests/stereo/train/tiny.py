@@ -8,6 +8,7 @@ from torch import nn
 from stereo.nets.stereo_network import StereoOutput
 from stereo.registry import ModelEntry
 from stereo.spec.networks import FastFoundationStereoSpec
+from stereo.tasks import STEREO
 
 
 class TinyStereo(nn.Module):
@@ -34,6 +35,7 @@ TINY = ModelEntry(
     key="tiny",
     model_type="TinyStereo",
     spec_class=FastFoundationStereoSpec,
+    load_task=lambda: STEREO,
     build=lambda _spec: TinyStereo(),
     load_release=lambda state: state,
     release_faults=lambda _spec: [],
