@@ -1,4 +1,4 @@
-"""Image geometry: padding to a stride and back, disparity to metric depth, affine alignment.
+"""Image geometry: padding to a stride and back, tiles, disparity to metric depth, alignment.
 
 Disparity in px of the stated image; depth in m; `depth = baseline * focal / (disparity + doffs)`
 with the baseline in m, focal and doffs in px.
@@ -6,13 +6,17 @@ with the baseline in m, focal and doffs in px.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import itertools
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+
+WEIGHT_FLOOR = 1e-3  # of a pixel at the border of a tile
 
 
 class Padding(NamedTuple):
@@ -111,3 +115,66 @@ def align(source: Tensor, target: Tensor, valid: Tensor) -> Alignment:
     middle = torch.where(constant, 0.0, target_mean)
     shift = middle - scale * source_mean
     return Alignment(middle + scale * x, scale.flatten(), shift.flatten(), ~constant.flatten())
+
+
+class Tiles(NamedTuple):
+    """How an image is covered by tiles of one size, and how what they show is blended.
+
+    Attributes:
+        size: height and width of a tile, px.
+        overlap: least overlap of neighbours in rows and columns, px, below `size`.
+        weights: of a pixel of a tile: `gaussian` falls from its middle to its border, `uniform`
+            is 1.
+    """
+
+    size: tuple[int, int]
+    overlap: tuple[int, int]
+    weights: Literal["gaussian", "uniform"]
+
+    def blend(
+        self, shape: tuple[int, int, int], predict: Callable[[slice, slice], Tensor]
+    ) -> Tensor:
+        """Weighted mean of what is predicted for every tile, float32.
+
+        Args:
+            shape: (B, H, W) of the result, nowhere smaller than a tile.
+            predict: rows and columns of a tile -> values (B, *size) on the CPU.
+        """
+        weight = self._weight()
+        total, weights = torch.zeros(shape).double(), torch.zeros(shape[1:]).double()
+        rows, columns = (
+            [slice(start, start + tile) for start in tile_starts(length, tile, overlap)]
+            for length, tile, overlap in zip(shape[1:], self.size, self.overlap, strict=True)
+        )
+        for window in itertools.product(rows, columns):
+            total[:, *window] += weight * predict(*window)
+            weights[window] += weight
+        return (total / weights).float()
+
+    def _weight(self) -> Tensor:
+        rows, columns = (
+            gaussian_weights(side) if self.weights == "gaussian" else torch.ones(side).double()
+            for side in self.size
+        )
+        return rows[:, None] * columns
+
+
+def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
+    """First pixels of the fewest tiles that cover a length, spread evenly.
+
+    Args:
+        length: px; what is not longer than a tile is covered by one at 0.
+        tile: px.
+        overlap: least one of neighbours, px; 0 <= overlap < tile.
+    """
+    assert 0 <= overlap < tile
+    if length <= tile:
+        return [0]
+    last = -(-(length - overlap) // (tile - overlap)) - 1
+    return [index * (length - tile) // last for index in range(last + 1)]
+
+
+def gaussian_weights(length: int) -> Tensor:
+    """Bell (length,) around the middle, with a standard deviation of an eighth of the length."""
+    distance = torch.arange(length, dtype=torch.float64) - (length - 1) / 2
+    return torch.exp(-distance.square() / (2 * (length / 8) ** 2)).clamp(min=WEIGHT_FLOOR)

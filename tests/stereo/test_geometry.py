@@ -1,12 +1,25 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stereo.geometry import align, crop, disparity_to_depth, pad_to_multiple
+from stereo.geometry import (
+    Tiles,
+    align,
+    crop,
+    disparity_to_depth,
+    gaussian_weights,
+    pad_to_multiple,
+    tile_starts,
+)
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "schedules.json").read_text("utf-8"))
 
 
 @given(height=st.integers(1, 70), width=st.integers(1, 70), stride=st.sampled_from([1, 14, 32]))
@@ -61,3 +74,55 @@ def test_alignment_in_float32_keeps_its_accuracy_far_from_zero() -> None:
     found = align(source, target, valid)
     assert found.scale.item() == pytest.approx(exact.scale.item(), rel=1e-5)
     assert torch.allclose(found.aligned.double(), exact.aligned, rtol=0, atol=1e-4)
+
+
+def test_positions_and_weights_of_tiles_equal_the_goldens() -> None:
+    for case in GOLDEN["tiles"]:
+        starts = tile_starts(case["length"], case["tile"], case["min_overlap"])
+        assert starts == case["starts"], case
+    for length in (8, 14):
+        expected = GOLDEN[f"tile_weight_gaussian_{length}"]
+        assert gaussian_weights(length).tolist() == pytest.approx(expected, rel=1e-12)
+    assert gaussian_weights(518).min() == 1e-3
+
+
+@given(length=st.integers(1, 400), tile=st.integers(1, 120), data=st.data())
+@settings(deadline=None)
+def test_tiles_cover_every_pixel_and_overlap_enough(length: int, tile: int, data) -> None:
+    overlap = data.draw(st.integers(0, tile - 1))
+    starts = tile_starts(length, tile, overlap)
+    steps = np.diff(starts)
+    assert starts[0] == 0
+    assert starts[-1] + tile == max(length, tile)
+    assert all(0 < step <= tile - overlap for step in steps)
+    fewer = tile + (len(starts) - 2) * (tile - overlap)
+    assert len(starts) == 1 or fewer < length
+
+
+@pytest.mark.parametrize("weights", ["gaussian", "uniform"])
+def test_blended_tiles_that_agree_have_no_seam(weights: str) -> None:
+    field = torch.rand(2, 50, 33, generator=torch.Generator().manual_seed(0))
+    tiles = Tiles((20, 14), (3, 5), weights)
+    windows = []
+
+    def predict(rows: slice, columns: slice) -> torch.Tensor:
+        windows.append((rows.start, columns.start))
+        return field[:, rows, columns]
+
+    assert torch.allclose(tiles.blend((2, 50, 33), predict), field, rtol=1e-6)
+    assert windows == [(y, x) for y in (0, 15, 30) for x in (0, 6, 12, 19)]
+
+
+def test_a_tile_counts_most_in_its_middle() -> None:
+    values = {0: 0.0, 6: 1.0}
+    blended = {
+        weights: Tiles((8, 4), (2, 0), weights).blend(
+            (1, 14, 4), lambda rows, _: torch.full((1, 8, 4), values[rows.start])
+        )[0, :, 0]
+        for weights in ("gaussian", "uniform")
+    }
+    assert blended["uniform"].tolist() == [0.0] * 6 + [0.5] * 2 + [1.0] * 6
+    first, second = GOLDEN["tile_weight_gaussian_8"][6:], GOLDEN["tile_weight_gaussian_8"][:2]
+    expected = [b / (a + b) for a, b in zip(first, second, strict=True)]
+    assert blended["gaussian"][6:8].tolist() == pytest.approx(expected)
+    assert blended["gaussian"][:6].sum() == 0
