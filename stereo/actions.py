@@ -21,7 +21,6 @@ from stereo.errors import DataError, NoResultError, SpecError, StereoError, inte
 from stereo.files import write_json
 from stereo.progress import bar_when_slow, progress_bar
 from stereo.registry import entry_for, settled
-from stereo.spec import experiment
 from stereo.spec.load import given_values, load_spec, to_dict
 from stereo.spec.models import model_of
 from stereo.spec.rules import is_open, value_at

@@ -30,7 +30,7 @@ from typing import TypeAlias
 
 from stereo.errors import DataError
 from stereo.files import write_text
-from stereo.spec.data import ConvertSpec
+from stereo.spec.data import ConvertSpec, MonoConvertSpec
 
 LOG = logging.getLogger(__name__)
 Progress: TypeAlias = Callable[[str, int, int | None], None]
@@ -92,7 +92,7 @@ class _Listing:
 
 
 def convert(
-    spec: ConvertSpec,
+    spec: MonoConvertSpec,
     directory: Path,
     progress: Progress = lambda _what, _done, _total: None,
     *,
@@ -109,14 +109,14 @@ def convert(
     Raises:
         DataError: with exit code 2, before anything is written, with all faults.
     """
-    if pairs and not spec.right_dir_pattern:
+    if pairs and not (isinstance(spec, ConvertSpec) and spec.right_dir_pattern):
         problem = (
             "convert.right_dir_pattern: got [], dataset.dataset_name=StereoDataset needs right "
             "images. Give it, or set dataset.dataset_name=MonoDataset for lists of single images"
         )
         raise DataError(problem, exit_code=2)
     root = _existing_root(spec)
-    if spec.nocc_mask_dir_name:
+    if isinstance(spec, ConvertSpec) and spec.nocc_mask_dir_name:
         LOG.warning("convert.nocc_mask_dir_name has no effect; use convert.nocc_dir_pattern")
     listing = _walk(root, spec, progress)
     if listing.unlisted:
@@ -137,7 +137,7 @@ def convert(
 # -- the walk -------------------------------------------------------------------------------------
 
 
-def _existing_root(spec: ConvertSpec) -> str:
+def _existing_root(spec: MonoConvertSpec) -> str:
     """The absolute path of data_root; links in it are kept."""
     root = Path(spec.data_root or "").expanduser().absolute()
     if not root.is_dir():
@@ -147,7 +147,7 @@ def _existing_root(spec: ConvertSpec) -> str:
     return os.path.normpath(root)
 
 
-def _walk(root: str, spec: ConvertSpec, progress: Progress) -> _Listing:
+def _walk(root: str, spec: MonoConvertSpec, progress: Progress) -> _Listing:
     """List the files under every name that leads to them; a link that leads back is not followed.
 
     A pattern may stand in the name of a link and not in that of the folder it leads to.
@@ -180,7 +180,7 @@ def _walk(root: str, spec: ConvertSpec, progress: Progress) -> _Listing:
     return listing
 
 
-def _add(folder: str, entry: os.DirEntry[str], listing: _Listing, spec: ConvertSpec) -> None:
+def _add(folder: str, entry: os.DirEntry[str], listing: _Listing, spec: MonoConvertSpec) -> None:
     path = folder + entry.name
     if not folder:
         listing.beside.append(path)
@@ -210,20 +210,20 @@ def _images_once(root: str, listing: _Listing) -> list[str]:
     return sorted(images)
 
 
-def _is_image(path: str, spec: ConvertSpec) -> bool:
+def _is_image(path: str, spec: MonoConvertSpec) -> bool:
     return path.endswith(spec.image_extension) and all(p in path for p in spec.image_dir_pattern)
 
 
 # -- nothing found --------------------------------------------------------------------------------
 
 
-def _images_beside(root: str, spec: ConvertSpec, listing: _Listing) -> list[str]:
+def _images_beside(root: str, spec: MonoConvertSpec, listing: _Listing) -> list[str]:
     """Files of data_root itself that would be images if its parent were given."""
     scene = Path(root).name
     return [name for name in listing.beside if _is_image(f"{scene}/{name}", spec)]
 
 
-def _no_match(root: str, spec: ConvertSpec, listing: _Listing, beside: Sequence[str]) -> str:
+def _no_match(root: str, spec: MonoConvertSpec, listing: _Listing, beside: Sequence[str]) -> str:
     if beside:
         return (
             f"convert.data_root: {root}: {len(beside)} matching files lie directly in it, such as "
@@ -239,7 +239,7 @@ def _no_match(root: str, spec: ConvertSpec, listing: _Listing, beside: Sequence[
     )
 
 
-def _nearest(listing: _Listing, spec: ConvertSpec) -> list[str]:
+def _nearest(listing: _Listing, spec: MonoConvertSpec) -> list[str]:
     """The paths that come closest to being a left image, best first."""
     in_folder: dict[str, list[str]] = {}
     for path in sorted((*listing.files, *listing.beside)):
@@ -270,17 +270,16 @@ def _common_share(text: str, path: str) -> float:
 # -- companions -----------------------------------------------------------------------------------
 
 
-def _columns(spec: ConvertSpec) -> list[_Column]:
-    columns = (
-        _Column("right image", spec.right_dir_pattern, ""),
-        _Column("ground truth", spec.depth_dir_pattern, spec.depth_extension),
-        _Column("mask", spec.nocc_dir_pattern, spec.nocc_extension),
-    )
+def _columns(spec: MonoConvertSpec) -> list[_Column]:
+    columns = [_Column("ground truth", spec.depth_dir_pattern, spec.depth_extension)]
+    if isinstance(spec, ConvertSpec):
+        right = _Column("right image", spec.right_dir_pattern, "")
+        columns = [right, *columns, _Column("mask", spec.nocc_dir_pattern, spec.nocc_extension)]
     return [column for column in columns if column.replacements]
 
 
 def _checked_rows(
-    root: str, spec: ConvertSpec, images: Sequence[str], files: set[str], progress: Progress
+    root: str, spec: MonoConvertSpec, images: Sequence[str], files: set[str], progress: Progress
 ) -> list[tuple[str, ...]]:
     """For every image its path and those of its companions, all of them there.
 
@@ -382,7 +381,9 @@ def _companion(
 # -- splits and files -----------------------------------------------------------------------------
 
 
-def _split(rows: Sequence[tuple[str, ...]], spec: ConvertSpec) -> dict[str, list[tuple[str, ...]]]:
+def _split(
+    rows: Sequence[tuple[str, ...]], spec: MonoConvertSpec
+) -> dict[str, list[tuple[str, ...]]]:
     """Rows of `test`, or of `train` and `val` in shuffled order.
 
     Raises:

@@ -1,21 +1,33 @@
 """Data of an experiment: four splits, their sources and augmentation (`dataset`), and `convert`.
 
-Sizes are [height, width] in px, disparity in px of the image it belongs to.
+Sizes are [height, width] in px, disparity in px of the image it belongs to, depth in m.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from stereo.spec.fields import MISSING, same_field, spec_field
+from stereo.spec.fields import MISSING, same_field, spec_field, with_default
 
 StereoDatasetName = Literal[
     "Crestereo", "Eth3d", "FSD", "GenericDataset", "IsaacRealDataset", "Kitti", "Middlebury"
 ]
+MetricDatasetName = Literal["MetricMonoDataset", "NYUDV2"]
+RelativeDatasetName = Literal[
+    "Crestereo",
+    "FSD",
+    "IssacStereo",
+    "Middlebury",
+    "NYUDV2Relative",
+    "NvCLIP",
+    "RelativeMonoDataset",
+    "ThreeDVLM",
+]
 STEREO_DATASETS: tuple[str, ...] = get_args(StereoDatasetName)
-"""Dataset classes that `data_sources` may name; upper and lower case do not matter."""
+METRIC_DATASETS: tuple[str, ...] = get_args(MetricDatasetName)
+RELATIVE_DATASETS: tuple[str, ...] = get_args(RelativeDatasetName)
 
 
 @dataclass
@@ -29,8 +41,18 @@ class DataSource:
 
 
 @dataclass
-class StereoAugmentSpec:
-    """Preprocessing and augmentation of a pair; only the training split is augmented."""
+class MonoSource:
+    """One annotation file of single images and the class that knows its encoding."""
+
+    dataset_name: Literal[MetricDatasetName, RelativeDatasetName] = same_field(
+        DataSource, "dataset_name"
+    )
+    data_file: str = same_field(DataSource, "data_file")
+
+
+@dataclass
+class AugmentSpec:
+    """Preprocessing and augmentation as the documents list them for every model."""
 
     input_mean: list[float] = spec_field(
         [0.485, 0.456, 0.406],
@@ -159,18 +181,30 @@ class StereoAugmentSpec:
         high=1.0,
         automl_enabled=True,
     )
+
+
+@dataclass
+class StereoAugmentSpec(AugmentSpec):
+    """Preprocessing and augmentation of a pair; only the training split is augmented."""
+
     blur_scale: bool = spec_field(
         False,
         "Scale as the reference does (blur without change of geometry), for comparison",
     )
 
 
-@dataclass
-class MonoAugmentSpec:
-    """Preprocessing and augmentation of a single image; only the training split is augmented."""
+def _of_pairs(name: str) -> Any:
+    """A field that mono accepts and does not search, because it acts on pairs only."""
+    return same_field(AugmentSpec, name, automl_enabled=False, search_default=False)
 
-    input_mean: list[float] = same_field(StereoAugmentSpec, "input_mean")
-    input_std: list[float] = same_field(StereoAugmentSpec, "input_std")
+
+@dataclass
+class MonoAugmentSpec(AugmentSpec):
+    """Preprocessing and augmentation of a single image; only the training split is augmented.
+
+    The fields of `MONO_AUGMENTATION` act, the others describe pairs.
+    """
+
     crop_size: list[int] = spec_field(
         [518, 518],
         "[height, width] of the training crop and of deploy preprocessing",
@@ -179,16 +213,17 @@ class MonoAugmentSpec:
         item_low=14,
         automl_enabled=None,
     )
-    do_flip: bool = spec_field(False, "Master switch for flips", automl_enabled=None)
-    h_flip_prob: float = spec_field(
-        0.5,
-        "Probability of mirroring image and target",
-        low=0.0,
-        high=1.0,
-        automl_enabled=True,
-        active_if={"do_flip": (True,)},
-        depends_on="do_flip",
-    )
+    yjitter_prob: float = _of_pairs("yjitter_prob")
+    color_aug_prob: float = _of_pairs("color_aug_prob")
+    eraser_aug_prob: float = _of_pairs("eraser_aug_prob")
+    spatial_aug_prob: float = _of_pairs("spatial_aug_prob")
+    stretch_prob: float = _of_pairs("stretch_prob")
+    v_flip_prob: float = _of_pairs("v_flip_prob")
+    hshift_prob: float = _of_pairs("hshift_prob")
+    crop_min_valid_disp_ratio: float = _of_pairs("crop_min_valid_disp_ratio")
+
+
+MONO_AUGMENTATION = ("input_mean", "input_std", "crop_size", "do_flip", "h_flip_prob")
 
 
 @dataclass
@@ -206,6 +241,14 @@ class SplitSpec:
     augmentation: StereoAugmentSpec = spec_field(
         StereoAugmentSpec, "Image preprocessing and augmentation settings"
     )
+
+
+@dataclass
+class MonoSplitSpec(SplitSpec):
+    """One split of single images."""
+
+    data_sources: list[MonoSource] | None = same_field(SplitSpec, "data_sources")  # pyright: ignore[reportIncompatibleVariableOverride]
+    augmentation: MonoAugmentSpec = with_default(SplitSpec, "augmentation", MonoAugmentSpec)  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 @dataclass
@@ -259,10 +302,56 @@ class DatasetSpec:
 
 
 @dataclass
-class ConvertSpec:
+class MonoDatasetSpec:
+    """All data settings of an experiment with relative depth (`dataset`)."""
+
+    dataset_name: Literal["MonoDataset", "StereoDataset"] = with_default(
+        DatasetSpec, "dataset_name", "MonoDataset"
+    )
+    normalize_depth: bool = spec_field(
+        False, "Scale target depth to 0..1 (mono metric) before the loss"
+    )
+    min_depth: float | None = spec_field(
+        None, "Smallest metric depth counted as valid", unit="m", low=0.0, high=inf
+    )
+    max_depth: float | None = spec_field(
+        None,
+        "Largest metric depth counted as valid and produced by the metric head",
+        unit="m",
+        low=1.0,
+        high=inf,
+    )
+    eval_crop: Literal["none", "nyu_eigen", "kitti_eigen", "kitti_garg"] = spec_field(
+        "none", "Evaluation crop of metric and relative ground truth"
+    )
+    cache: Literal["auto", "on", "off"] = same_field(DatasetSpec, "cache")
+    cache_dir: str | None = same_field(DatasetSpec, "cache_dir")
+    cache_size: float = same_field(DatasetSpec, "cache_size")
+    train_dataset: MonoSplitSpec = spec_field(MonoSplitSpec, "Data used to fit weights")
+    val_dataset: MonoSplitSpec = spec_field(
+        MonoSplitSpec, "Data scored during training", searched=False
+    )
+    test_dataset: MonoSplitSpec = spec_field(
+        MonoSplitSpec, "Data scored by evaluate", searched=False
+    )
+    infer_dataset: MonoSplitSpec = spec_field(
+        MonoSplitSpec, "Data predicted by inference", searched=False
+    )
+
+
+@dataclass
+class MetricDatasetSpec(MonoDatasetSpec):
+    """All data settings of an experiment with metric depth (`dataset`)."""
+
+    min_depth: float = with_default(MonoDatasetSpec, "min_depth", 0.001)  # pyright: ignore[reportIncompatibleVariableOverride]
+    max_depth: float = with_default(MonoDatasetSpec, "max_depth", 10.0)  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+@dataclass
+class MonoConvertSpec:
     """Settings of the convert action (`convert`), which writes the annotation files of a folder.
 
-    A left image is a file below a child folder of `data_root` whose path from there holds every
+    A (left) image is a file below a child folder of `data_root` whose path from there holds every
     string of `image_dir_pattern` and ends with `image_extension`. Strings and suffixes are taken
     literally, upper and lower case included. A companion's path is the image's with each string
     replaced by the one at the same place of the companion's list, and the suffix by its own.
@@ -273,15 +362,21 @@ class ConvertSpec:
     image_dir_pattern: list[str] = spec_field(
         [], "Substrings all present in a left/RGB path; the first drives path derivation"
     )
-    right_dir_pattern: list[str] = spec_field([], "Replacement substrings for right images")
     depth_dir_pattern: list[str] = spec_field([], "Replacement substrings for ground truth")
-    nocc_dir_pattern: list[str] = spec_field([], "Replacement substrings for occlusion masks")
     image_extension: str = spec_field(".jpg", "Image suffix")
     depth_extension: str = spec_field(".png", "Ground-truth suffix")
-    nocc_extension: str = spec_field(".png", "Mask suffix")
     split_ratio: float = spec_field(
         0.0, "Train share; 0 or 1 writes one test file", low=0.0, high=1.0
     )
     seed: int = spec_field(1234, "Seed of the shuffle before splitting", low=0)
     relative: bool = spec_field(False, "Write paths relative to the output file")
+
+
+@dataclass
+class ConvertSpec(MonoConvertSpec):
+    """The same with the right image of a pair and its mask."""
+
+    right_dir_pattern: list[str] = spec_field([], "Replacement substrings for right images")
+    nocc_dir_pattern: list[str] = spec_field([], "Replacement substrings for occlusion masks")
+    nocc_extension: str = spec_field(".png", "Mask suffix")
     nocc_mask_dir_name: str = spec_field("", "Unused legacy field")

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from stereo.spec.fields import MISSING, spec_field
+from stereo.spec.fields import MISSING, same_field, spec_field, with_default
 
 
 @dataclass
-class EvaluateSpec:
+class MonoEvaluateSpec:
     """Settings of the evaluate action (`evaluate`)."""
 
     checkpoint: str | None = spec_field(None, "Weights to load")
@@ -22,13 +22,19 @@ class EvaluateSpec:
     batch_size: int = spec_field(-1, "Engine batch; -1 = take it from dataset.test_dataset", low=-1)
     input_width: int | None = spec_field(None, "Network input width", unit="px", low=1)
     input_height: int | None = spec_field(None, "Network input height", unit="px", low=1)
+
+
+@dataclass
+class EvaluateSpec(MonoEvaluateSpec):
+    """The same for pairs."""
+
     native_padded: bool = spec_field(
         False, "Pad each image to the next multiple of 32 and predict at native size"
     )
 
 
 @dataclass
-class InferenceSpec:
+class MonoInferenceSpec:
     """Settings of the inference action (`inference`)."""
 
     checkpoint: str | None = spec_field(None, "Weights to load")
@@ -41,13 +47,19 @@ class InferenceSpec:
     input_height: int | None = spec_field(None, "Network input height", unit="px", low=1)
     save_raw_pfm: bool = spec_field(False, "Also write raw predictions as PFM")
     save_raw_npy: bool = spec_field(False, "Also write raw float32 predictions as NPY")
+
+
+@dataclass
+class InferenceSpec(MonoInferenceSpec):
+    """The same for pairs."""
+
     native_padded: bool = spec_field(
         False, "Pad to the stride and crop back instead of resizing to the engine size"
     )
 
 
 @dataclass
-class ExportSpec:
+class MonoExportSpec:
     """Settings of the export action (`export`)."""
 
     results_dir: str | None = spec_field(None, "Root directory for everything the run writes")
@@ -55,15 +67,24 @@ class ExportSpec:
     onnx_file: str | None = spec_field(None, "ONNX file path")
     overwrite: bool = spec_field(False, "Replace an existing ONNX file")
     on_cpu: bool = spec_field(True, "Trace on the CPU")
-    input_width: int = spec_field(736, "Network input width", unit="px", low=32)
-    input_height: int = spec_field(480, "Network input height", unit="px", low=32)
-    batch_size: int = spec_field(1, "Fixed batch of the graph; -1 = dynamic batch axis", low=-1)
+    input_width: int = spec_field(518, "Network input width", unit="px", low=32)
+    input_height: int = spec_field(518, "Network input height", unit="px", low=32)
+    batch_size: int = spec_field(-1, "Fixed batch of the graph; -1 = dynamic batch axis", low=-1)
     opset_version: int = spec_field(17, "ONNX operator set", low=16, high=18)
+    format: Literal["onnx"] = spec_field("onnx", "Export format")
+    verbose: bool = spec_field(False, "Verbose export logging")
+
+
+@dataclass
+class ExportSpec(MonoExportSpec):
+    """The same for pairs."""
+
+    input_width: int = with_default(MonoExportSpec, "input_width", 736)
+    input_height: int = with_default(MonoExportSpec, "input_height", 480)
+    batch_size: int = with_default(MonoExportSpec, "batch_size", 1)
     valid_iters: int = spec_field(
         8, "GRU updates unrolled into the exported graph", unit="GRU updates", low=1
     )
-    format: Literal["onnx"] = spec_field("onnx", "Export format")
-    verbose: bool = spec_field(False, "Verbose export logging")
 
 
 @dataclass
@@ -102,3 +123,18 @@ class EngineSpec:
     )
     verbose: bool = spec_field(False, "Verbose builder logging")
     tensorrt: TensorRTSpec = spec_field(TensorRTSpec, "Builder settings")
+
+
+@dataclass
+class MonoTensorRTSpec(TensorRTSpec):
+    """Builder settings of the mono networks, which have a bf16 engine."""
+
+    data_type: Literal["fp32", "fp16", "bf16"] = same_field(TensorRTSpec, "data_type")  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+@dataclass
+class MonoEngineSpec(EngineSpec):
+    """Settings of the engine build of a mono network."""
+
+    batch_size: int = with_default(EngineSpec, "batch_size", -1)
+    tensorrt: MonoTensorRTSpec = with_default(EngineSpec, "tensorrt", MonoTensorRTSpec)  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -1,8 +1,11 @@
-"""The whole experiment: its sections, its verbs and what every stereo network reports.
+"""The whole experiment: its sections, its verbs and what the networks report.
 
 One combined spec may serve every verb; the sections of other verbs are checked but unused.
 Paths are dotted, from the root of the experiment. `{action}` in a path stands for the verb.
 """
+
+# An experiment with another network has other sections under the same names.
+# pyright: reportIncompatibleVariableOverride=false
 
 from __future__ import annotations
 
@@ -10,16 +13,39 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stereo.spec.data import ConvertSpec, DatasetSpec
-from stereo.spec.deploy import EngineSpec, EvaluateSpec, ExportSpec, InferenceSpec
+from stereo.spec.data import (
+    ConvertSpec,
+    DatasetSpec,
+    MetricDatasetSpec,
+    MonoConvertSpec,
+    MonoDatasetSpec,
+)
+from stereo.spec.deploy import (
+    EngineSpec,
+    EvaluateSpec,
+    ExportSpec,
+    InferenceSpec,
+    MonoEngineSpec,
+    MonoEvaluateSpec,
+    MonoExportSpec,
+    MonoInferenceSpec,
+)
 from stereo.spec.fields import MISSING, spec_field, with_default
-from stereo.spec.networks import FastFoundationStereoSpec, FoundationStereoSpec
-from stereo.spec.train import OptimSpec, TrainSpec
+from stereo.spec.networks import (
+    FastFoundationStereoSpec,
+    FoundationStereoSpec,
+    MetricDepthSpec,
+    RelativeDepthSpec,
+)
+from stereo.spec.train import MetricTrainSpec, OptimSpec, RelativeTrainSpec, TrainSpec
 
 
 @dataclass
 class ExperimentSpec:
-    """An experiment with FastFoundationStereo, and what those with other networks derive from."""
+    """An experiment with FastFoundationStereo, and what those with other networks derive from.
+
+    Code that serves several networks reads only fields that their sections share.
+    """
 
     results_dir: str = spec_field(MISSING, "Root directory for everything the run writes")
     model: FastFoundationStereoSpec = spec_field(
@@ -36,14 +62,9 @@ class ExperimentSpec:
 
 @dataclass
 class FoundationStereoExperiment(ExperimentSpec):
-    """An experiment with FoundationStereo.
+    """An experiment with FoundationStereo."""
 
-    Code that serves several networks reads only fields that their `model` sections share.
-    """
-
-    model: FoundationStereoSpec = with_default(  # pyright: ignore[reportIncompatibleVariableOverride]
-        ExperimentSpec, "model", FoundationStereoSpec
-    )
+    model: FoundationStereoSpec = with_default(ExperimentSpec, "model", FoundationStereoSpec)
     dataset: DatasetSpec = with_default(
         ExperimentSpec, "dataset", lambda: DatasetSpec(max_disparity=416)
     )
@@ -60,6 +81,35 @@ class FoundationStereoExperiment(ExperimentSpec):
     gen_trt_engine: EngineSpec = with_default(
         ExperimentSpec, "gen_trt_engine", lambda: EngineSpec(batch_size=-1)
     )
+
+
+@dataclass
+class _MonoExperiment(ExperimentSpec):
+    """What both experiments with single images share."""
+
+    convert: MonoConvertSpec = with_default(ExperimentSpec, "convert", MonoConvertSpec)
+    evaluate: MonoEvaluateSpec = with_default(ExperimentSpec, "evaluate", MonoEvaluateSpec)
+    inference: MonoInferenceSpec = with_default(ExperimentSpec, "inference", MonoInferenceSpec)
+    export: MonoExportSpec = with_default(ExperimentSpec, "export", MonoExportSpec)
+    gen_trt_engine: MonoEngineSpec = with_default(ExperimentSpec, "gen_trt_engine", MonoEngineSpec)
+
+
+@dataclass
+class MetricDepthExperiment(_MonoExperiment):
+    """An experiment with MetricDepthAnything."""
+
+    model: MetricDepthSpec = with_default(ExperimentSpec, "model", MetricDepthSpec)
+    dataset: MetricDatasetSpec = with_default(ExperimentSpec, "dataset", MetricDatasetSpec)
+    train: MetricTrainSpec = with_default(ExperimentSpec, "train", MetricTrainSpec)
+
+
+@dataclass
+class RelativeDepthExperiment(_MonoExperiment):
+    """An experiment with RelativeDepthAnything."""
+
+    model: RelativeDepthSpec = with_default(ExperimentSpec, "model", RelativeDepthSpec)
+    dataset: MonoDatasetSpec = with_default(ExperimentSpec, "dataset", MonoDatasetSpec)
+    train: RelativeTrainSpec = with_default(ExperimentSpec, "train", RelativeTrainSpec)
 
 
 def disparity_limit(spec: ExperimentSpec) -> float:
@@ -112,12 +162,9 @@ ACTIONS: Mapping[str, Action] = {
                 "convert.data_root": MISSING,
                 "convert.results_dir": MISSING,
                 "convert.image_dir_pattern": MISSING,
-                "convert.right_dir_pattern": MISSING,
                 "convert.depth_dir_pattern": MISSING,
-                "convert.nocc_dir_pattern": [],
                 "convert.image_extension": ".png",
                 "convert.depth_extension": ".png",
-                "convert.nocc_extension": ".png",
                 "convert.split_ratio": 0.0,
             },
             network=False,
@@ -130,11 +177,9 @@ ACTIONS: Mapping[str, Action] = {
             required=(_SOURCES["train"],),
             template={
                 _SOURCES["train"]: MISSING,
-                "dataset.train_dataset.augmentation.crop_size": [320, 736],
                 _SOURCES["val"]: None,
                 "train.precision": "fp32",
                 "train.optim.optimizer": "AdamW",
-                "train.optim.lr": 1e-5,
             },
             inputs=(
                 ActionInput(_SOURCES["train"]),
@@ -178,7 +223,6 @@ ACTIONS: Mapping[str, Action] = {
             splits=("infer_dataset",),
             required=(_SOURCES["infer"],),
             template={
-                _SOURCES["infer"]: [{"dataset_name": "GenericDataset", "data_file": MISSING}],
                 "inference.checkpoint": MISSING,
                 "inference.save_raw_pfm": True,
             },
@@ -187,14 +231,7 @@ ACTIONS: Mapping[str, Action] = {
                 ActionInput("inference.checkpoint", optional=True),
                 ActionInput("inference.trt_engine", optional=True),
             ),
-            outputs=(
-                "inference_images/",
-                "disparity_pfm/",
-                "disparity_npy/",
-                "depth/",
-                "results.json",
-                "per_sample_results.json",
-            ),
+            outputs=("inference_images/", "results.json", "per_sample_results.json"),
             spec_params={
                 "inference.checkpoint": "parent_model",
                 "inference.trt_engine": "parent_model",
@@ -205,7 +242,6 @@ ACTIONS: Mapping[str, Action] = {
             required=("export.checkpoint",),
             template={
                 "export.checkpoint": MISSING,
-                "export.input_width": 736,
                 "export.opset_version": 17,
             },
             inputs=(ActionInput("export.checkpoint"),),
@@ -236,7 +272,6 @@ ACTIONS: Mapping[str, Action] = {
 }
 
 DATA_KEYS: Mapping[str, str] = _SOURCES
-OBJECTIVE = {"metric": "val/epe", "direction": "minimize", "unit": "px"}
 FIDELITY = "train.num_epochs"
 METRICS: Mapping[str, Mapping[str, Any]] = {
     f"val/{name}": {"direction": "minimize", "unit": unit, "meaningful": meaningful}

@@ -94,11 +94,12 @@ def spec_field(
     return _declare(default, metadata)
 
 
-def same_field(spec_class: type, name: str) -> Any:
-    """Declare a field or section of another spec dataclass again, as it is."""
+def same_field(spec_class: type, name: str, **changes: Any) -> Any:
+    """Declare a field or section of another spec dataclass again, with changes to its `Facts`."""
     declared = _declaration(spec_class, name)
     factory = declared.default_factory
-    return _declare(declared.default if factory is NOTHING else factory, declared.metadata)
+    metadata = {_METADATA_KEY: replace(declared.metadata[_METADATA_KEY], **changes)}
+    return _declare(declared.default if factory is NOTHING else factory, metadata)
 
 
 def with_default(spec_class: type, name: str, default: Any) -> Any:

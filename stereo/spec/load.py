@@ -23,9 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from stereo.errors import SpecError, SpecProblem
 from stereo.spec import rules
-from stereo.spec.data import STEREO_DATASETS, DataSource
 from stereo.spec.experiment import ACTIONS, DATA_KEYS, ExperimentSpec
-from stereo.spec.fields import MISSING, Node, range_words
+from stereo.spec.fields import MISSING, Node, range_words, walk
 from stereo.spec.models import DEFAULT, MODELS, Model
 
 LOG = logging.getLogger(__name__)
@@ -121,6 +120,7 @@ def _named_model(document: _Document | None, overrides: Sequence[str]) -> str | 
     for override in overrides:
         key, _, text = override.removeprefix("+").partition("=")
         named = text.strip("'\" ") if key == "model.model_type" else named
+    named = rules.VALUE_ALIASES.get(("model.model_type", str(named)), named)
     keys = (key for key, model in MODELS.items() if model.model_type == named)
     return next(keys, None)
 
@@ -381,7 +381,8 @@ class _Loader:
         """One {dataset_name, data_file} with the name in its usual spelling."""
         path = f"{node.path}.{index}"
         place = document.place(path)
-        names = f"Dataset names: {', '.join(STEREO_DATASETS)}"
+        classes = _dataset_names(node)
+        names = f"Dataset names: {', '.join(classes)}"
         if not isinstance(entry, Mapping):
             self.fault(place, path, f"got {entry!r}, needs dataset_name and data_file", names)
             return {}
@@ -392,7 +393,7 @@ class _Loader:
         for name in sorted(keys.keys() - set(_SOURCE_KEYS)):
             self.fault(place, f"{path}.{name}", "unknown key", f"Keys: {', '.join(_SOURCE_KEYS)}")
         given = str(keys.get("dataset_name") or MISSING)
-        known = {dataset.lower(): dataset for dataset in (*STEREO_DATASETS, MISSING)}
+        known = {dataset.lower(): dataset for dataset in (*classes, MISSING)}
         if given.lower() not in known and "${" not in given:
             self.fault(place, f"{path}.dataset_name", f"got {given}", names)
         keys["dataset_name"] = known.get(given.lower(), given)
@@ -435,7 +436,7 @@ class _Loader:
     def _open(self, path: str) -> None:
         remedy = f"Set it in the spec or with {path}=VALUE"
         if path in _DATA_LISTS:
-            names = ", ".join(STEREO_DATASETS)
+            names = ", ".join(_dataset_names(self.nodes[path]))
             remedy = f"Give a list of {{dataset_name, data_file}}; dataset names: {names}"
         self.fault(self._place(path), path, f"required by {self.action}, not set", remedy)
 
@@ -488,6 +489,12 @@ class _Loader:
         near += same_name[:2] if len(same_name) <= 2 else []
         near = near or get_close_matches(path, list(self.nodes), 2)
         return f"Nearest: {', '.join(dict.fromkeys(near))}" if near else "Remove the key"
+
+
+def _dataset_names(node: Node) -> tuple[str, ...]:
+    """Dataset classes that the entries of a list of data sources may name."""
+    assert node.spec_class is not None
+    return next(entry.choices for entry in walk(node.spec_class) if entry.choices)
 
 
 def allowed(node: Node) -> str:
@@ -589,7 +596,8 @@ def _build(spec_class: type[_Spec], values: Mapping[str, Any]) -> _Spec:
         if is_dataclass(current):
             value = _build(type(current), value)
         elif declared.name == "data_sources" and isinstance(value, list):
-            entries = cast("list[Mapping[str, Any]]", value)
-            value = [_build(DataSource, entry) for entry in entries]
+            (sources,) = (node for node in walk(spec_class) if node.path == declared.name)
+            entry_class = cast("type[Any]", sources.spec_class)
+            value = [_build(entry_class, entry) for entry in cast("list[Any]", value)]
         setattr(built, declared.name, value)
     return built

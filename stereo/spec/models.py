@@ -6,7 +6,7 @@ built and which files it can load is a row of `stereo/registry.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +16,20 @@ from stereo.spec.experiment import (
     ActionInput,
     ExperimentSpec,
     FoundationStereoExperiment,
+    MetricDepthExperiment,
+    RelativeDepthExperiment,
 )
 from stereo.spec.fields import MISSING, Node, walk
 
 _TRAIN_WEIGHTS = ("train.pretrained_model_path", "train.resume_training_checkpoint_path")
 _EDGENEXT = "model.stereo_backbone.edgenext_pretrained_path"
+_BACKBONE = "model.mono_backbone.pretrained_path"
+_METRIC_LIMITS = {
+    "dataset.normalize_depth": False,
+    "dataset.min_depth": 0.001,
+    "dataset.max_depth": 10.0,
+}
+_NO_LIMITS = {"dataset.min_depth": None, "dataset.max_depth": None}
 _DEPTH_ANYTHING = "model.stereo_backbone.depth_anything_v2_pretrained_path"
 _VIT_FIELDS = (
     "model.encoder",
@@ -40,8 +49,12 @@ class Model:
         spec_class: dataclass of the experiment.
         block: values of section `model` in the templates of verbs that meet the network.
         templates: verb -> values of its template beside those of `ACTIONS`.
+        outputs: verb -> files and folders that it writes beside those of `ACTIONS`.
         spec_params: verb -> fields that a parent run fills beside those of `ACTIONS`.
         shorthands: short names on the command line beside those of every network.
+        metrics: what training reports -> direction, unit and whether it is meaningful.
+        objective: the metric that a study optimises unless it names another.
+        default_dataset: class of an annotation file that is given without one.
         weight_keys: any of these set means that training starts from loaded weights.
         part_keys: files that fill a part of the network, and the fields that shape that part.
         checkpoint_mb: with AdamW state at the default widths; a study plans its disk with it.
@@ -54,12 +67,21 @@ class Model:
     spec_class: type[ExperimentSpec]
     block: Mapping[str, Any]
     templates: Mapping[str, Mapping[str, Any]]
+    outputs: Mapping[str, tuple[str, ...]]
+    metrics: Mapping[str, Mapping[str, Any]]
+    objective: str
+    default_dataset: str
     weight_keys: tuple[str, ...]
     checkpoint_mb: int
     seconds_per_epoch: Mapping[str, int]
     spec_params: Mapping[str, Mapping[str, str]] = field(default_factory=dict[str, Any])
     shorthands: Mapping[str, str] = field(default_factory=dict[str, str])
     part_keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+
+    @property
+    def dataset_name(self) -> str:
+        """Family of its data: StereoDataset or MonoDataset."""
+        return self.spec_class().dataset.dataset_name
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -73,7 +95,7 @@ class Model:
         return {
             "results_dir": MISSING,
             **{f"model.{name}": value for name, value in network.items()},
-            "dataset.dataset_name": "StereoDataset",
+            "dataset.dataset_name": self.dataset_name,
             **ACTIONS[action].template,
             **self.templates.get(action, {}),
         }
@@ -86,7 +108,7 @@ class Model:
     def inherited(self, action: str) -> dict[str, str]:
         """Field -> rule that fills it from a parent run (interface.md section 6)."""
         return {
-            "dataset.dataset_name": "constant StereoDataset",
+            "dataset.dataset_name": f"constant {self.dataset_name}",
             "model.model_type": f"constant {self.model_type}",
             "results_dir": "output_dir",
             **ACTIONS[action].spec_params,
@@ -132,6 +154,28 @@ BP2_BLOCK: Mapping[str, Any] = {
 """Values of section `model` that the released bp2 weights were trained with."""
 
 
+_SOURCES = "dataset.infer_dataset.data_sources"
+_STEREO_TEMPLATES: Mapping[str, Mapping[str, Any]] = {
+    "convert": {
+        "convert.right_dir_pattern": MISSING,
+        "convert.nocc_dir_pattern": [],
+        "convert.nocc_extension": ".png",
+    },
+    "train": {"dataset.train_dataset.augmentation.crop_size": [320, 736], "train.optim.lr": 1e-5},
+    "inference": {_SOURCES: [{"dataset_name": "GenericDataset", "data_file": MISSING}]},
+    "export": {"export.input_width": 736},
+}
+_STEREO_OUTPUTS = {"inference": ("disparity_pfm/", "disparity_npy/", "depth/")}
+_MONO_OUTPUTS = {"inference": ("depth_pfm/", "depth_npy/")}
+
+
+def _stereo(**verbs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Templates of a stereo network: what all of them say, and its own values."""
+    return {
+        action: {**_STEREO_TEMPLATES.get(action, {}), **verbs.get(action, {})} for action in ACTIONS
+    }
+
+
 def _one_by_one(*splits: str) -> dict[str, Any]:
     """Splits of 320x736 pairs, one pair a batch: what the small network was trained with."""
     settings = {"augmentation.crop_size": [320, 736], "batch_size": 1, "workers": 4}
@@ -139,6 +183,45 @@ def _one_by_one(*splits: str) -> dict[str, Any]:
         f"dataset.{split}_dataset.{name}": value
         for split in splits
         for name, value in settings.items()
+    }
+
+
+def _mono(
+    dataset: str, limits: Mapping[str, Any], weights: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Templates of a mono network.
+
+    Args:
+        dataset: class of the images to predict.
+        limits: the settings of depth, which every verb repeats.
+        weights: keys of the weights to start from.
+    """
+    train = {
+        **limits,
+        "dataset.train_dataset.augmentation.crop_size": [518, 518],
+        "dataset.train_dataset.batch_size": 4,
+        **dict.fromkeys(weights),
+        "train.clip_grad_norm": 0.1,
+        "train.optim.lr": 5e-6,
+        "train.optim.lr_scheduler": "LambdaLR",
+        "train.optim.warmup_steps": 20,
+        "train.optim.weight_decay": 1e-4,
+    }
+    return {
+        "train": train,
+        "evaluate": {**limits, "dataset.test_dataset.augmentation.crop_size": [518, 518]},
+        "inference": {**limits, _SOURCES: [{"dataset_name": dataset, "data_file": MISSING}]},
+        "export": {
+            **limits,
+            "export.input_height": 518,
+            "export.input_width": 518,
+            "export.batch_size": -1,
+        },
+        "gen_trt_engine": {
+            **limits,
+            "gen_trt_engine.batch_size": -1,
+            "gen_trt_engine.tensorrt.max_batch_size": 4,
+        },
     }
 
 
@@ -151,8 +234,8 @@ MODELS: Mapping[str, Model] = {
             family="stereo_ffs",
             spec_class=ExperimentSpec,
             block=BP2_BLOCK,
-            templates={
-                "train": {
+            templates=_stereo(
+                train={
                     "dataset.max_disparity": 192,
                     "train.num_epochs": 1,
                     "train.log_every_n_steps": 1,
@@ -161,17 +244,21 @@ MODELS: Mapping[str, Model] = {
                     "train.optim.lr_decay": 0.1,
                     "train.optim.warmup_steps": 0,
                 },
-                "evaluate": {"dataset.test_dataset.augmentation.crop_size": [480, 736]},
-                "export": {
+                evaluate={"dataset.test_dataset.augmentation.crop_size": [480, 736]},
+                export={
                     "export.input_height": 480,
                     "export.batch_size": 1,
                     "export.valid_iters": 8,
                 },
-                "gen_trt_engine": {
+                gen_trt_engine={
                     "gen_trt_engine.batch_size": 1,
                     "gen_trt_engine.tensorrt.max_batch_size": 1,
                 },
-            },
+            ),
+            outputs=_STEREO_OUTPUTS,
+            metrics=experiment.METRICS,
+            objective="val/epe",
+            default_dataset="GenericDataset",
             weight_keys=_TRAIN_WEIGHTS,
             part_keys={_EDGENEXT: ()},
             checkpoint_mb=190,
@@ -184,8 +271,8 @@ MODELS: Mapping[str, Model] = {
             family="stereo_fs",
             spec_class=FoundationStereoExperiment,
             block={"encoder": "vits", "max_disparity": 416, "volume_dim": 28},
-            templates={
-                "train": {
+            templates=_stereo(
+                train={
                     "dataset.max_disparity": 416,
                     **_one_by_one("train", "val"),
                     _EDGENEXT: None,
@@ -196,24 +283,64 @@ MODELS: Mapping[str, Model] = {
                     "train.optim.lr_scheduler": "PolynomialLR",
                     "train.optim.warmup_steps": 20,
                 },
-                "evaluate": {"dataset.max_disparity": 416, **_one_by_one("test")},
-                "inference": {"dataset.infer_dataset.batch_size": 1},
-                "export": {
+                evaluate={"dataset.max_disparity": 416, **_one_by_one("test")},
+                inference={"dataset.infer_dataset.batch_size": 1},
+                export={
                     "export.input_height": 320,
                     "export.batch_size": -1,
                     "export.valid_iters": 22,
                 },
-                "gen_trt_engine": {
+                gen_trt_engine={
                     "gen_trt_engine.batch_size": -1,
                     "gen_trt_engine.tensorrt.max_batch_size": 4,
                 },
-            },
+            ),
+            outputs=_STEREO_OUTPUTS,
+            metrics=experiment.METRICS,
+            objective="val/epe",
+            default_dataset="GenericDataset",
             weight_keys=_TRAIN_WEIGHTS,
             part_keys={_EDGENEXT: (), _DEPTH_ANYTHING: _VIT_FIELDS},
             checkpoint_mb=560,
             seconds_per_epoch={"cpu": 60},
             spec_params={"train": {_DEPTH_ANYTHING: "ptm"}},
             shorthands={"depth_anything_ptm": _DEPTH_ANYTHING, "edgenext_ptm": _EDGENEXT},
+        ),
+        Model(
+            key="mono_metric",
+            model_type="MetricDepthAnything",
+            family="mono_metric",
+            spec_class=MetricDepthExperiment,
+            block={"encoder": "vitl"},
+            templates=_mono("MetricMonoDataset", _METRIC_LIMITS, [_BACKBONE]),
+            outputs=_MONO_OUTPUTS,
+            metrics=experiment.MONO_METRICS,
+            objective="val/abs_rel",
+            default_dataset="MetricMonoDataset",
+            weight_keys=_TRAIN_WEIGHTS,
+            part_keys={_BACKBONE: ("model.encoder",)},
+            checkpoint_mb=4000,
+            seconds_per_epoch={"cpu": 30},
+            spec_params={"train": {_BACKBONE: "ptm"}},
+            shorthands={"depth_anything_ptm": _BACKBONE},
+        ),
+        Model(
+            key="mono_relative",
+            model_type="RelativeDepthAnything",
+            family="mono_relative",
+            spec_class=RelativeDepthExperiment,
+            block={"encoder": "vitl"},
+            templates=_mono("RelativeMonoDataset", _NO_LIMITS, [_TRAIN_WEIGHTS[0], _BACKBONE]),
+            outputs=_MONO_OUTPUTS,
+            metrics=experiment.RELATIVE_METRICS,
+            objective="val/abs_rel",
+            default_dataset="RelativeMonoDataset",
+            weight_keys=_TRAIN_WEIGHTS,
+            part_keys={_BACKBONE: ("model.encoder",)},
+            checkpoint_mb=4000,
+            seconds_per_epoch={"cpu": 30},
+            spec_params={"train": {_BACKBONE: "ptm"}},
+            shorthands={"depth_anything_ptm": _BACKBONE},
         ),
     )
 }

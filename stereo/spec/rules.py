@@ -7,17 +7,24 @@ of a single field are not rules: they are declared with the field.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from stereo.errors import SpecProblem
+from stereo.spec.data import (
+    METRIC_DATASETS,
+    MONO_AUGMENTATION,
+    RELATIVE_DATASETS,
+    MonoAugmentSpec,
+    MonoSource,
+)
 from stereo.spec.experiment import ACTIONS, ExperimentSpec
 from stereo.spec.fields import MISSING, leaves
 from stereo.spec.models import BP2_BLOCK, MODELS, Model
 from stereo.spec.networks import LEVEL_WIDTHS, QUARTER_WIDTHS, VARIANT_LAYOUTS
 
-STRIDE = 32  # the encoder and the hourglass halve the image five times
-_MONO = "mono_metric and mono_relative"
+STRIDE = 32  # px, stereo: the encoder and the hourglass halve the image five times
+PATCH = 14  # px, mono: side of the patches that the encoder reads
 
 KEY_HINTS: Mapping[str, str] = {
     "model.stereo_backbone.encoder": "encoder belongs to model.encoder",
@@ -36,31 +43,19 @@ NAME_HINTS: Mapping[str, str] = {
 }
 """Last name of an unknown path -> what to write instead."""
 
-LATER_NETWORKS: Mapping[str, str] = {
-    "dataset.normalize_depth": _MONO,
-    "dataset.min_depth": _MONO,
-    "dataset.max_depth": _MONO,
-    "dataset.eval_crop": _MONO,
-    "model.mono_backbone": _MONO,
-    "train.optim.head_lr_ratio": _MONO,
-    "train.silog_form": "mono_metric",
-    "train.silog_lambda": "mono_metric",
-    "train.relative_loss": "mono_relative",
-    "train.gradient_loss_weight": "mono_relative",
-}
-"""Keys that only networks of a later version have, and the networks they belong to."""
 
-
-def owner(path: str) -> str | None:
-    """Keys of the models that have a field or section, or of those that will have it."""
+def owner(path: str) -> str:
+    """Keys of the models that have a field or section, "" where none has it."""
     owners = [key for key, model in MODELS.items() if any(n.path == path for n in model.nodes)]
-    return " and ".join(owners) or LATER_NETWORKS.get(path)
+    return " and ".join(owners)
 
 
 VALUE_ALIASES: Mapping[tuple[str, str], str] = {
     ("train.optim.lr_scheduler", "MultiStep"): "MultiStepLR",
     ("train.optim.monitor_name", "val/loss"): "val_loss",
     ("train.optim.monitor_name", "train/loss"): "train_loss",
+    ("model.model_type", "MetricDepthAnythingV2"): "MetricDepthAnything",
+    ("model.model_type", "RelativeDepthAnythingV2"): "RelativeDepthAnything",
 }
 """Other spellings that are accepted."""
 
@@ -98,8 +93,6 @@ def model_key_fault(name: str) -> tuple[str, str] | None:
         return None
     meant = _MODEL_WORDS.get("".join(c for c in name.lower() if c.isalnum()))
     remedy = f"Write {meant}" if meant else f"Models of this version: {_models_in_words()}"
-    if name in ("mono_metric", "mono_relative"):
-        return f"model {name} is not in this version", remedy
     return f"{name} is not a model key", remedy
 
 
@@ -170,8 +163,8 @@ def _multiple(path: str, factor: int, remedy: str) -> Rule:
     return Rule((path,), broken, remedy)
 
 
-def _sides(*paths: str) -> tuple[Rule, ...]:
-    return tuple(_multiple(p, STRIDE, "The encoder needs both sides so") for p in paths)
+def _sides(factor: int, *paths: str) -> tuple[Rule, ...]:
+    return tuple(_multiple(p, factor, "The encoder needs both sides so") for p in paths)
 
 
 def _not_falling(*paths: str) -> Rule:
@@ -346,13 +339,8 @@ def _unread(path: str) -> Rule:
 def _other_model(model: Model) -> Rule:
     def broken(spec: ExperimentSpec) -> str | None:
         given = spec.model.model_type
-        known = any(given == other.model_type for other in MODELS.values())
-        problem = (
-            f"{given}, but the model key is {model.key}"
-            if known
-            else (f"{given} is not in this version")
-        )
-        return _said_if(given != model.model_type, problem)
+        wrong = given != model.model_type
+        return _said_if(wrong, f"{given}, but the model key is {model.key}")
 
     return Rule(("model.model_type",), broken, f"Networks of this version: {_models_in_words()}")
 
@@ -364,9 +352,6 @@ def _absent(path: str, remedy: str) -> Rule:
         lambda spec: _said_if(bool(value_at(spec, path)), "is not implemented in this version"),
         remedy,
     )
-
-
-_COMPANIONS = ("right", "depth", "nocc")  # what stands beside a left image
 
 
 def _replacements(spec: ExperimentSpec, kind: str) -> list[str]:
@@ -421,6 +406,12 @@ def _not_the_image(kind: str) -> Rule:
     return Rule((path, "convert.image_dir_pattern"), broken, "Give what differs in the path")
 
 
+def _companion(kind: str) -> tuple[Rule, ...]:
+    """Rules of one of the files beside an image: right, depth or nocc."""
+    own_suffix = () if kind == "right" else (_both_suffixes(kind),)
+    return (_one_for_each_pattern(kind), *own_suffix, _not_the_image(kind))
+
+
 def _mask_without(kind: str) -> Check:
     def broken(spec: ExperimentSpec) -> str | None:
         wrong = bool(_replacements(spec, "nocc")) and not _replacements(spec, kind)
@@ -441,15 +432,93 @@ def _redundant(path: str) -> Rule:
     return Rule(keys, broken, "Set one of them", actions=("train",), warning=True)
 
 
-def _warm_start_lr(spec: ExperimentSpec) -> str | None:
-    loads = bool(spec.train.pretrained_model_path)
-    lr = spec.train.optim.lr
-    return _said_if(loads and lr > 2e-5, f"{lr} is high for loaded weights")
+def _warm_start_lr(*weights: str) -> Rule:
+    def broken(spec: ExperimentSpec) -> str | None:
+        loads = any(value_at(spec, path) for path in weights)
+        lr = spec.train.optim.lr
+        return _said_if(loads and lr > 2e-5, f"{lr} is high for loaded weights")
+
+    keys = ("train.optim.lr", *weights)
+    return Rule(keys, broken, "Up to 2e-5 is usual", actions=("train",), warning=True)
+
+
+def _data_family(name: str, networks: str) -> Rule:
+    return Rule(
+        ("dataset.dataset_name",),
+        lambda spec: _said_if(
+            spec.dataset.dataset_name != name, f"got {spec.dataset.dataset_name}"
+        ),
+        f"A {networks} network reads {name}",
+        actions=tuple(action for action in ACTIONS if action != "convert"),  # lists of both
+    )
+
+
+def _only_of_pairs() -> Rule:
+    """Augmentation of pairs in a mono spec, which the documents list for every model."""
+    usual = MonoAugmentSpec()
+    names = [field.name for field in fields(usual) if field.name not in MONO_AUGMENTATION]
+
+    def broken(spec: ExperimentSpec) -> str | None:
+        given = [value_at(spec, path) for path in _AUGMENTATIONS]
+        idle = [n for n in names if any(getattr(a, n) != getattr(usual, n) for a in given)]
+        return _said_if(bool(idle), f"{', '.join(idle)}: of pairs only, without effect here")
+
+    keys = ("dataset", *(f"{path}.{name}" for path in _AUGMENTATIONS for name in names))
+    return Rule(keys, broken, "Remove them", warning=True)
+
+
+def _truth_of(names: tuple[str, ...], truth: str) -> tuple[Rule, ...]:
+    """Every source of every split is of a class with such ground truth."""
+
+    def rule(path: str) -> Rule:
+        def broken(spec: ExperimentSpec) -> str | None:
+            sources: list[MonoSource] = value_at(spec, path) or []
+            others = [s.dataset_name for s in sources if s.dataset_name not in (*names, MISSING)]
+            problem = f"got {', '.join(others)}; {spec.model.model_type} learns {truth}"
+            return _said_if(bool(others), problem)
+
+        return Rule((path,), broken, f"Dataset names with it: {', '.join(names)}")
+
+    return tuple(rule(f"dataset.{split}.data_sources") for split in _SPLITS)
+
+
+def _depth_range(spec: ExperimentSpec) -> str | None:
+    low, high = value_at(spec, "dataset.min_depth"), value_at(spec, "dataset.max_depth")
+    return _said_if(low >= high, f"{low} m is not below dataset.max_depth {high} m")
+
+
+def _no_metres(name: str) -> Rule:
+    path = f"dataset.{name}"
+    return Rule(
+        (path,),
+        lambda spec: _said_if(
+            value_at(spec, path) is not None,
+            f"got {value_at(spec, path)}, relative depth has no metres",
+        ),
+        "Remove the key, or use model mono_metric",
+    )
+
+
+def _fp16_engine(encoders: tuple[str, ...], problem: str, *, warning: bool) -> Rule:
+    path = f"{_TENSORRT}.data_type"
+
+    def broken(spec: ExperimentSpec) -> str | None:
+        wrong = value_at(spec, path) == "fp16" and spec.model.encoder in encoders
+        return _said_if(wrong, f"fp16 with model.encoder {spec.model.encoder}: {problem}")
+
+    keys = (path, "model.encoder")
+    return Rule(keys, broken, "Use bf16 or fp32", ("gen_trt_engine",), warning=warning)
 
 
 _SPLITS = ("train_dataset", "val_dataset", "test_dataset", "infer_dataset")
 _AUGMENTATIONS = tuple(f"dataset.{split}.augmentation" for split in _SPLITS)
 _TENSORRT = "gen_trt_engine.tensorrt"
+_BACKBONE = "model.mono_backbone.pretrained_path"
+_INPUT_SIDES = tuple(
+    f"{action}.input_{side}"
+    for action in ("evaluate", "inference", "export")
+    for side in ("height", "width")
+)
 
 STEREO_RULES: tuple[Rule, ...] = (
     _multiple("model.max_disparity", 32, "The hourglass halves the disparity axis too"),
@@ -523,18 +592,27 @@ NETWORK_RULES: Mapping[str, tuple[Rule, ...]] = {
             warning=True,
         ),
     ),
-}
-"""What the sections `model` must obey."""
-
-DATA_RULES: tuple[Rule, ...] = (
-    Rule(
-        ("dataset.dataset_name",),
-        lambda spec: _said_if(
-            spec.dataset.dataset_name != "StereoDataset", f"got {spec.dataset.dataset_name}"
+    "mono_metric": (
+        *_truth_of(METRIC_DATASETS, "depth in m"),
+        Rule(("dataset.min_depth", "dataset.max_depth"), _depth_range, "Change one of them"),
+        Rule(
+            ("dataset.normalize_depth",),
+            lambda spec: _said_if(
+                value_at(spec, "dataset.normalize_depth"), "depth scaled to 0..1 is not in m"
+            ),
+            "Remove the key: MetricDepthAnything learns metres",
         ),
-        "A stereo network reads StereoDataset",
-        actions=tuple(name for name in ACTIONS if name != "convert"),  # it writes lists of both
     ),
+    "mono_relative": (
+        *_truth_of(RELATIVE_DATASETS, "disparity"),
+        _no_metres("min_depth"),
+        _no_metres("max_depth"),
+    ),
+}
+"""What one network must obey."""
+
+STEREO_DATA_RULES: tuple[Rule, ...] = (
+    _data_family("StereoDataset", "stereo"),
     Rule(
         ("dataset.max_disparity", "model.max_disparity"),
         lambda spec: _said_if(
@@ -546,7 +624,22 @@ DATA_RULES: tuple[Rule, ...] = (
         actions=("train", "evaluate"),
         warning=True,
     ),
-    *_sides(*(f"{augmentation}.crop_size" for augmentation in _AUGMENTATIONS)),
+    *_sides(STRIDE, *(f"{augmentation}.crop_size" for augmentation in _AUGMENTATIONS)),
+    *_sides(STRIDE, *_INPUT_SIDES),
+    _warm_start_lr("train.pretrained_model_path"),
+)
+
+MONO_DATA_RULES: tuple[Rule, ...] = (
+    _data_family("MonoDataset", "mono"),
+    _only_of_pairs(),
+    *_sides(PATCH, *(f"{augmentation}.crop_size" for augmentation in _AUGMENTATIONS)),
+    *_sides(PATCH, *_INPUT_SIDES),
+    _warm_start_lr("train.pretrained_model_path", _BACKBONE),
+    _fp16_engine(("vitl", "vitg"), "activations overflow", warning=False),
+    _fp16_engine(("vits", "vitb"), "activations may overflow", warning=True),
+)
+
+DATA_RULES: tuple[Rule, ...] = (
     *(_not_falling(f"{a}.min_scale", f"{a}.max_scale") for a in _AUGMENTATIONS),
     *(
         _pairs_not_falling(f"{augmentation}.{name}")
@@ -554,6 +647,7 @@ DATA_RULES: tuple[Rule, ...] = (
         for name in ("color_aug_saturation", "color_aug_hue_range", "gamma")
     ),
 )
+"""What the splits of every network must obey."""
 
 TRAIN_RULES: tuple[Rule, ...] = (
     Rule(
@@ -606,26 +700,12 @@ TRAIN_RULES: tuple[Rule, ...] = (
         "Remove the key",
         warning=True,
     ),
-    Rule(
-        ("train.optim.lr", "train.pretrained_model_path"),
-        _warm_start_lr,
-        "Up to 2e-5 is usual",
-        actions=("train",),
-        warning=True,
-    ),
 )
 
 DEPLOY_RULES: tuple[Rule, ...] = (
     *(_one_source(action) for action in ("evaluate", "inference")),
     *(rule for action in ("evaluate", "inference") for rule in _kinds_of_files(action)),
     *(_both_sides(action) for action in ("evaluate", "inference")),
-    *_sides(
-        *(
-            f"{action}.input_{side}"
-            for action in ("evaluate", "inference", "export")
-            for side in ("height", "width")
-        )
-    ),
     *(_batch(f"{a}.batch_size") for a in ("evaluate", "inference", "export", "gen_trt_engine")),
     _not_falling(*(f"{_TENSORRT}.{end}_batch_size" for end in ("min", "opt", "max"))),
     Rule(
@@ -645,9 +725,12 @@ CONVERT_RULES: tuple[Rule, ...] = (
         _unclear_patterns,
         "Give strings that differ, each with at least one character",
     ),
-    *(_one_for_each_pattern(kind) for kind in _COMPANIONS),
-    *(_both_suffixes(kind) for kind in ("depth", "nocc")),
-    *(_not_the_image(kind) for kind in _COMPANIONS),
+    *_companion("depth"),
+)
+
+STEREO_CONVERT_RULES: tuple[Rule, ...] = (
+    *_companion("right"),
+    *_companion("nocc"),
     *(
         Rule(
             ("convert.nocc_dir_pattern", f"convert.{kind}_dir_pattern"),
@@ -660,12 +743,18 @@ CONVERT_RULES: tuple[Rule, ...] = (
 
 OUTPUT_RULES = tuple(_output(action) for action in ACTIONS)
 
+_FAMILY_RULES: Mapping[str, tuple[Rule, ...]] = {
+    "StereoDataset": (*STEREO_CONVERT_RULES, *STEREO_DATA_RULES),
+    "MonoDataset": MONO_DATA_RULES,
+}
+
 RULES: Mapping[str, tuple[Rule, ...]] = {
     key: (
         *OUTPUT_RULES,
         *CONVERT_RULES,
         _other_model(model),
         *NETWORK_RULES[key],
+        *_FAMILY_RULES[model.dataset_name],
         *DATA_RULES,
         *TRAIN_RULES,
         *map(_redundant, model.part_keys),

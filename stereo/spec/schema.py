@@ -27,13 +27,13 @@ from typing import Any, cast
 
 import stereo
 from stereo.files import write_bytes
-from stereo.spec.experiment import ACTIONS, DATA_KEYS, FIDELITY, METRICS, OBJECTIVE, Action
+from stereo.spec.experiment import ACTIONS, DATA_KEYS, FIDELITY, Action
 from stereo.spec.fields import MISSING, Node, Scale, range_words, walk
 from stereo.spec.models import MODELS, Model
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA_VERSION = 1
-NETWORK_ARCH = "depth_net_stereo"
+NETWORK_ARCH = {"StereoDataset": "depth_net_stereo", "MonoDataset": "depth_net_mono"}
 SEARCHED_ACTION = "train"  # only its schema carries candidates
 
 _JSON_TYPES = {
@@ -385,16 +385,20 @@ def model_metadata(model: Model) -> dict[str, Any]:
         "key": model.key,
         "family": model.family,
         "model_type": model.model_type,
-        "network_arch": NETWORK_ARCH,
+        "network_arch": NETWORK_ARCH[model.dataset_name],
         "schema_version": SCHEMA_VERSION,
         "automl_enabled": any(node.facts.search_default for node in fields),
-        "objective": dict(OBJECTIVE),
+        "objective": {
+            "metric": model.objective,
+            "direction": model.metrics[model.objective]["direction"],
+            "unit": model.metrics[model.objective]["unit"],
+        },
         "fidelity": FIDELITY,
         "checkpoint_mb": model.checkpoint_mb,
         "seconds_per_epoch": dict(model.seconds_per_epoch),
-        "metrics": {name: dict(facts) for name, facts in METRICS.items()},
+        "metrics": {name: dict(facts) for name, facts in model.metrics.items()},
         "data_keys": dict(DATA_KEYS),
-        "default_dataset": "GenericDataset",
+        "default_dataset": model.default_dataset,
         "weight_keys": list(model.weight_keys),
         "part_keys": {key: list(shaping) for key, shaping in model.part_keys.items()},
         "key_defaults": _popular(fields),
@@ -402,7 +406,7 @@ def model_metadata(model: Model) -> dict[str, Any]:
         "actions": {
             action.name: {
                 "inputs": [asdict(given) for given in model.inputs(action.name)],
-                "outputs": list(action.outputs),
+                "outputs": [*action.outputs, *model.outputs.get(action.name, ())],
                 "required": list(action.required),
             }
             for action in ACTIONS.values()
@@ -417,7 +421,7 @@ def _manifest(files: Mapping[str, str]) -> dict[str, Any]:
         "generator": f"depthtune {stereo.__version__}",
         "models": {
             model.key: {
-                "network_arch": NETWORK_ARCH,
+                "network_arch": NETWORK_ARCH[model.dataset_name],
                 "model_type": model.model_type,
                 "automl_enabled": model_metadata(model)["automl_enabled"],
                 "metadata": f"schemas/{model.key}/model.json",
@@ -601,7 +605,8 @@ def _template_faults(model: Model, action: str) -> Iterator[str]:
     import yaml
 
     text = template_text(model, action)
-    for item, given in (("data_sources", _ONE_SOURCE), ("pattern", _ONE_PATTERN)):
+    source = f"[{{dataset_name: {model.default_dataset}, data_file: samples.txt}}]"
+    for item, given in (("data_sources", source), ("pattern", _ONE_PATTERN)):
         text = text.replace(f"{item}: {MISSING}", f"{item}: {given}")
     for fault in _schema_faults(action_schema(model, action), yaml.safe_load(text)):
         yield f"template {action}: {fault}"
@@ -616,7 +621,6 @@ def _schema_faults(schema: Mapping[str, Any], value: Any) -> list[str]:
     return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(value)]
 
 
-_ONE_SOURCE = "[{dataset_name: GenericDataset, data_file: pairs.txt}]"
 _ONE_PATTERN = "[left]"
 
 

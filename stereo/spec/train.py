@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
-from stereo.spec.fields import Scale, spec_field
+from stereo.spec.fields import Scale, same_field, spec_field, with_default
+
+Scheduler = Literal[
+    "MultiStepLR",
+    "StepLR",
+    "LambdaLR",
+    "PolynomialLR",
+    "OneCycleLR",
+    "CosineAnnealingLR",
+    "CustomMultiStepLRScheduler",
+]
 
 
 @dataclass
@@ -47,15 +57,9 @@ class OptimSpec:
         search_range=(1e-6, 1e-2),
         scale=Scale.LOG,
     )
-    lr_scheduler: Literal[
-        "MultiStepLR",
-        "StepLR",
-        "LambdaLR",
-        "PolynomialLR",
-        "OneCycleLR",
-        "CosineAnnealingLR",
-        "CustomMultiStepLRScheduler",
-    ] = spec_field("MultiStepLR", "Learning-rate schedule", automl_enabled=None)
+    lr_scheduler: Scheduler = spec_field(
+        "MultiStepLR", "Learning-rate schedule", automl_enabled=None
+    )
     lr_steps: list[int] = spec_field(
         [1000], "Milestones of MultiStepLR", unit="optimiser steps", item_low=1, automl_enabled=None
     )
@@ -104,6 +108,22 @@ class OptimSpec:
         low=0,
         high=inf,
         automl_enabled=None,
+    )
+
+
+@dataclass
+class MonoOptimSpec(OptimSpec):
+    """Optimiser with one rate for the encoder, `lr`, and a multiple of it for the head."""
+
+    lr: float = with_default(OptimSpec, "lr", 5e-6)
+    lr_scheduler: Scheduler = with_default(OptimSpec, "lr_scheduler", "LambdaLR")
+    head_lr_ratio: float = spec_field(
+        10.0,
+        "Learning rate of the head divided by that of the encoder",
+        low=1.0,
+        high=100.0,
+        automl_enabled=True,
+        scale=Scale.LOG,
     )
 
 
@@ -168,4 +188,49 @@ class TrainSpec:
     accumulate_grad_batches: int = spec_field(1, "Batches per optimiser step", low=1, high=inf)
     deterministic: bool = spec_field(
         False, "Deterministic algorithms as an error instead of a warning"
+    )
+
+
+@dataclass
+class MonoTrainSpec(TrainSpec):
+    """What both mono networks train with beside `TrainSpec`."""
+
+    optim: MonoOptimSpec = with_default(TrainSpec, "optim", MonoOptimSpec)  # pyright: ignore[reportIncompatibleVariableOverride]
+    precision: Literal["fp32", "bf16", "fp16"] = same_field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        TrainSpec, "precision"
+    )
+    activation_checkpoint: bool = spec_field(False, "Recompute activations in the backward pass")
+
+
+@dataclass
+class MetricTrainSpec(MonoTrainSpec):
+    """Settings of the train action for metric depth (`train`)."""
+
+    silog_form: Literal["variance", "sqrt"] = spec_field(
+        "variance", "Form of the SiLog loss", automl_enabled=True
+    )
+    silog_lambda: float = spec_field(
+        0.5,
+        "Weight of the squared mean in the SiLog loss",
+        low=0.0,
+        high=1.0,
+        search_range=(0.0, 0.95),
+        automl_enabled=True,
+    )
+
+
+@dataclass
+class RelativeTrainSpec(MonoTrainSpec):
+    """Settings of the train action for relative depth (`train`)."""
+
+    relative_loss: Literal["ssi", "trimmed"] = spec_field(
+        "ssi", "Data term of the relative loss", automl_enabled=True
+    )
+    gradient_loss_weight: float | None = spec_field(
+        None,
+        "Weight of the gradient term; null = 2.0 for ssi, 0.5 for trimmed",
+        low=0.0,
+        high=10.0,
+        search_range=(0.0, 4.0),
+        automl_enabled=True,
     )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from stereo.errors import SpecError
+from stereo.spec.data import MonoSource
 from stereo.spec.experiment import ACTIONS, ExperimentSpec
 from stereo.spec.fields import Node
 from stereo.spec.load import given_values, load_spec, named_model, template, to_dict
@@ -19,33 +20,46 @@ from stereo.spec.networks import FoundationStereoSpec
 from stereo.spec.rules import RULES
 from stereo.spec.schema import experiment_schema
 
-PAIRS = [{"dataset_name": "GenericDataset", "data_file": "pairs.txt"}]
-GIVEN: dict[str, list[str]] = {
-    "convert": [
-        "convert.data_root=scenes",
-        "convert.image_dir_pattern=[left]",
-        "convert.right_dir_pattern=[right]",
-        "convert.depth_dir_pattern=[disparity]",
-    ],
-    "train": ["dataset.train_dataset.data_sources=[{dataset_name: Middlebury, data_file: a}]"],
-    "evaluate": [
-        "evaluate.checkpoint=a.pth",
-        "dataset.test_dataset.data_sources=[{dataset_name: Middlebury, data_file: a}]",
-    ],
-    "inference": [
-        "inference.checkpoint=a.pth",
-        "dataset.infer_dataset.data_sources.0.data_file=a",
-    ],
-    "export": ["export.checkpoint=a.pth"],
-    "gen_trt_engine": ["gen_trt_engine.onnx_file=a.onnx"],
-}
+
+def samples(model: str = "ffs") -> list[dict[str, str]]:
+    """Data sources of a class that fits the model."""
+    return [{"dataset_name": MODELS[model].default_dataset, "data_file": "samples.txt"}]
+
+
+PAIRS = samples()
+
+
+def opened(action: str, model: str | None = None) -> list[str]:
+    """Values for what a template leaves open."""
+    (source,) = samples(model or "ffs")
+    mono = model is not None and model.startswith("mono")
+    return {
+        "convert": [
+            "convert.data_root=scenes",
+            "convert.image_dir_pattern=[left]",
+            *([] if mono else ["convert.right_dir_pattern=[right]"]),
+            "convert.depth_dir_pattern=[disparity]",
+        ],
+        "train": [f"dataset.train_dataset.data_sources=[{source}]"],
+        "evaluate": [
+            "evaluate.checkpoint=a.pth",
+            f"dataset.test_dataset.data_sources=[{source}]",
+        ],
+        "inference": [
+            "inference.checkpoint=a.pth",
+            "dataset.infer_dataset.data_sources.0.data_file=a",
+        ],
+        "export": ["export.checkpoint=a.pth"],
+        "gen_trt_engine": ["gen_trt_engine.onnx_file=a.onnx"],
+    }[action]
 
 
 def load(
     *overrides: str, source: Any = None, action: str = "train", model: str | None = None
 ) -> ExperimentSpec:
-    given = ["results_dir=out", *GIVEN[action], *overrides]
-    return load_spec(source, given, action=action, model=model)
+    named = model or named_model(source or {}, overrides)
+    values = ["results_dir=out", *opened(action, named), *overrides]
+    return load_spec(source, values, action=action, model=model)
 
 
 def mistakes(
@@ -76,6 +90,7 @@ def test_every_template_loads_once_its_open_values_are_given(model: Model, actio
 # -- which model ----------------------------------------------------------------------------------
 
 FS = "model.model_type=FoundationStereo"
+METRIC = "model.model_type=MetricDepthAnything"
 
 
 @pytest.mark.parametrize(
@@ -89,6 +104,9 @@ FS = "model.model_type=FoundationStereo"
         ((FS,), {"model": {"model_type": "FastFoundationStereo"}}, None, "fs"),
         ((), None, "fs", "fs"),
         ((), {"train": {"num_epochs": 2}}, "fs", "fs"),
+        ((METRIC,), None, None, "mono_metric"),
+        ((), {"model": {"model_type": "MetricDepthAnythingV2"}}, None, "mono_metric"),
+        ((), {"model": {"model_type": "RelativeDepthAnything"}}, None, "mono_relative"),
     ],
 )
 def test_the_model_is_the_one_asked_for_else_the_one_the_spec_names(
@@ -96,7 +114,9 @@ def test_the_model_is_the_one_asked_for_else_the_one_the_spec_names(
 ) -> None:
     spec = load(*overrides, source=source, model=model)
     assert type(spec) is MODELS[key].spec_class
-    assert spec.train.optim.lr_scheduler == {"ffs": "MultiStepLR", "fs": "PolynomialLR"}[key]
+    usual = {"ffs": "MultiStepLR", "fs": "PolynomialLR"}.get(key, "LambdaLR")
+    assert spec.train.optim.lr_scheduler == usual
+    assert spec.model.model_type == MODELS[key].model_type
 
 
 def test_a_spec_says_which_model_it_names(tmp_path: Path) -> None:
@@ -114,8 +134,8 @@ def test_values_given_for_a_model_are_its_own() -> None:
 
 def test_short_names_are_those_of_the_model() -> None:
     assert "unknown key" in mistakes("depth_anything_ptm=a.pth")[0]
-    (mistake,) = mistakes("depth_anything_ptm=a.pth", model="fs")
-    assert "model.stereo_backbone.depth_anything_v2_pretrained_path" in mistake
+    backbone = load("depth_anything_ptm=a.pth", model="fs").model.stereo_backbone
+    assert backbone.depth_anything_v2_pretrained_path == "a.pth"
 
 
 @pytest.mark.parametrize(
@@ -126,6 +146,11 @@ def test_short_names_are_those_of_the_model() -> None:
         ("fs", "model.mono_backbone", "belongs to mono_metric and mono_relative, not to fs"),
         ("ffs", "model.variant", "belongs to fs, not to ffs"),
         ("ffs", "model.attention_layout", "belongs to fs, not to ffs"),
+        ("mono_metric", "model.corr_radius", "belongs to ffs and fs, not to mono_metric"),
+        ("mono_metric", "train.relative_loss", "belongs to mono_relative, not to mono_metric"),
+        ("mono_relative", "dataset.max_disparity", "belongs to ffs and fs, not to mono_relative"),
+        ("mono_relative", "export.valid_iters", "belongs to ffs and fs, not to mono_relative"),
+        ("mono_relative", "convert.nocc_extension", "belongs to ffs and fs, not to mono_relative"),
     ],
 )
 def test_a_key_of_another_network_is_refused(model: str, path: str, said: str) -> None:
@@ -144,6 +169,29 @@ def test_defaults_of_a_section_are_those_of_the_model() -> None:
     assert spec.dataset.max_disparity == 416
     assert MODELS["fs"].spec_class().gen_trt_engine.batch_size == -1
     assert ExperimentSpec().export.valid_iters == 8
+
+
+def test_a_mono_section_has_its_own_defaults() -> None:
+    metric, relative = (load(model=f"mono_{kind}") for kind in ("metric", "relative"))
+    assert (metric.dataset.min_depth, metric.dataset.max_depth) == (0.001, 10.0)
+    assert (relative.dataset.min_depth, relative.dataset.max_depth) == (None, None)
+    assert metric.dataset.train_dataset.augmentation.crop_size == [518, 518]
+    assert load(METRIC, "train.precision=bf16").train.precision == "bf16"
+    for spec in (metric, relative):
+        assert (spec.export.input_height, spec.export.input_width, spec.export.batch_size) == (
+            518,
+            518,
+            -1,
+        )
+        assert (spec.train.optim.lr, spec.train.optim.head_lr_ratio) == (5e-6, 10.0)
+
+
+def test_sources_of_a_mono_spec_are_mono_classes() -> None:
+    source = "[{dataset_name: nyudv2, data_file: a}]"
+    spec = load(METRIC, f"dataset.train_dataset.data_sources={source}")
+    assert spec.dataset.train_dataset.data_sources == [MonoSource("NYUDV2", "a")]
+    (mistake,) = mistakes(METRIC, "dataset.val_dataset.data_sources=[{data_file: a}]")
+    assert "dataset_name is missing. Dataset names: MetricMonoDataset, NYUDV2, Cre" in mistake
 
 
 # -- merging --------------------------------------------------------------------------------------
@@ -176,7 +224,7 @@ def test_overrides_reach_list_items_and_accept_plus_and_short_names() -> None:
 
     sources = spec.dataset.train_dataset.data_sources
     assert [(s.dataset_name, s.data_file) for s in sources or []] == [
-        ("Middlebury", "b"),
+        ("GenericDataset", "b"),
         ("GenericDataset", "c"),
     ]
     assert spec.train.optim.lr_steps == [9]
@@ -298,7 +346,6 @@ def test_other_spellings_are_accepted(override: str, path: str, value: str) -> N
         ("gen_trt_engine.tensorrt.data_type=bf16", "no bf16 engine"),
         ("export.format=xdl", "not a public format"),
         ("train.optim.optimizer=adamw", "Did you mean AdamW"),
-        ("model.model_type=MetricDepthAnything", "FoundationStereo (model key fs)"),
     ],
 )
 def test_hint_for_a_value(override: str, said: str) -> None:
@@ -323,9 +370,9 @@ def test_hint_for_a_model_key(name: str, meant: str) -> None:
         template(name, "train")
 
 
-def test_a_model_of_a_later_version_is_said_to_be_missing() -> None:
-    with pytest.raises(SpecError, match=r"model mono_metric is not in this version.*ffs"):
-        template("mono_metric", "train")
+def test_a_name_that_means_no_model_is_answered_with_all_of_them() -> None:
+    with pytest.raises(SpecError, match=r"resnet is not a model key.*\(model key mono_relative\)"):
+        template("resnet", "train")
 
 
 # -- mistakes -------------------------------------------------------------------------------------
@@ -510,7 +557,7 @@ def free_nodes(model: Model) -> list[Node]:
     return [node for node in model.nodes if node.kind != "section" and node.path not in bound]
 
 
-def values_of(node: Node) -> st.SearchStrategy[Any]:
+def values_of(node: Node, model: str) -> st.SearchStrategy[Any]:
     facts = node.facts
     low = 1 if facts.low is None else facts.low
     high = low + 1000 if facts.high is None else min(facts.high, low + 1e6)
@@ -521,7 +568,7 @@ def values_of(node: Node) -> st.SearchStrategy[Any]:
         "string": st.text("abc/._- 19é", min_size=1).map(lambda text: f"p{text}"),
     }
     if node.item == "section":
-        values = st.just(PAIRS)
+        values = st.just(samples(model))
     elif node.kind == "list":
         least = 0 if facts.item_low is None else facts.item_low
         items = {"int": st.integers(int(least), 512), "float": st.floats(least, 2.0)}
@@ -540,7 +587,9 @@ def values_for(model: Model) -> st.SearchStrategy[dict[str, Any]]:
         st.sampled_from(free_nodes(model)), max_size=25, unique_by=lambda node: node.path
     )
     return nodes.flatmap(
-        lambda chosen: st.fixed_dictionaries({node.path: values_of(node) for node in chosen})
+        lambda chosen: st.fixed_dictionaries(
+            {node.path: values_of(node, model.key) for node in chosen}
+        )
     )
 
 
@@ -556,7 +605,7 @@ def test_what_the_loader_accepts_the_schema_accepts_and_loads_again(
     values = data.draw(values_for(MODELS[key]))
     source: dict[str, Any] = {}
     for path, value in {
-        "dataset.train_dataset.data_sources": PAIRS,
+        "dataset.train_dataset.data_sources": samples(key),
         "results_dir": "out",
         **values,
     }.items():
@@ -566,7 +615,7 @@ def test_what_the_loader_accepts_the_schema_accepts_and_loads_again(
             level = level.setdefault(parent, {})
         level[name] = value
     if source["dataset"]["train_dataset"]["data_sources"] is None:
-        source["dataset"]["train_dataset"]["data_sources"] = PAIRS
+        source["dataset"]["train_dataset"]["data_sources"] = samples(key)
 
     spec = load_spec(source, action="train", model=key)
 

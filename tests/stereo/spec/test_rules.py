@@ -10,34 +10,114 @@ from stereo.spec.load import load_spec
 from stereo.spec.models import BP2_BLOCK, MODELS
 from stereo.spec.rules import RULES, bp2_mismatches, model_key_fault, value_at
 
-SOURCE = "=[{dataset_name: Middlebury, data_file: a}]"
-TRAIN = ("dataset.train_dataset.data_sources" + SOURCE,)
-EVALUATE = ("dataset.test_dataset.data_sources" + SOURCE,)
-INFERENCE = ("dataset.infer_dataset.data_sources" + SOURCE,)
+
+def source(dataset: str) -> str:
+    return f"=[{{dataset_name: {dataset}, data_file: a}}]"
+
+
+def train_data(model: str) -> tuple[str, ...]:
+    return ("dataset.train_dataset.data_sources" + source(MODELS[model].default_dataset),)
+
+
+TRAIN = train_data("ffs")
+EVALUATE = ("dataset.test_dataset.data_sources" + source("Middlebury"),)
+INFERENCE = ("dataset.infer_dataset.data_sources" + source("Middlebury"),)
 AUGMENTATION = "dataset.{}_dataset.augmentation"
 SPLITS = ("train", "val", "test", "infer")
+BACKBONE = "model.mono_backbone.pretrained_path"
 
-# key of the rule, overrides that break it, what the message says; for every model
-BROKEN: list[tuple[str, tuple[str, ...], str]] = [
-    ("model.model_type", ("model.model_type=RelativeDepthAnything",), "not in this version"),
-    ("model.max_disparity", ("model.max_disparity=112",), "multiple of 32; the nearest is 128"),
-    ("model.max_disparity", ("model.max_disparity=33",), "got 33, needs a multiple of 32"),
-    ("model.volume_dim", ("model.volume_dim=30",), "multiple of 4; the nearest is 32"),
-    ("model.mixed_precision", ("model.mixed_precision=true",), "not implemented"),
-    ("dataset.dataset_name", ("dataset.dataset_name=MonoDataset",), "reads StereoDataset"),
+# key of the rule, overrides that break it, what the message says
+Case = tuple[str, tuple[str, ...], str]
+
+SPLIT_CASES: list[Case] = [
+    (f"{AUGMENTATION.format(split)}.{name}", (f"{AUGMENTATION.format(split)}.{value}",), said)
+    for split in SPLITS
+    for name, value, said in (
+        ("min_scale", "min_scale=0.5", "needs min_scale <= max_scale"),
+        ("color_aug_saturation", "color_aug_saturation=[1.4, 0]", "needs low <= high"),
+        ("color_aug_hue_range", "color_aug_hue_range=[0.1, 0]", "needs low <= high"),
+        ("gamma", "gamma=[1, 1, 2, 1]", "needs low <= high"),
+    )
+]
+
+
+def convert_cases(*companions: str) -> list[Case]:
+    """Rules of the files beside an image."""
+    others = {
+        "nocc": ("convert.depth_dir_pattern=[e, f]", "convert.right_dir_pattern=[e, f]"),
+    }
+    return [
+        *(
+            (
+                f"convert.{kind}_dir_pattern",
+                (
+                    "convert.image_dir_pattern=[a, b]",
+                    f"convert.{kind}_dir_pattern={given}",
+                    *others.get(kind, ()),
+                ),
+                f"got {count} strings, convert.image_dir_pattern has 2",
+            )
+            for kind in companions
+            for given, count in (("[c]", 1), ("[c, d, e]", 3))
+        ),
+        *(
+            (
+                f"convert.{kind}_extension",
+                (
+                    "convert.image_dir_pattern=[a]",
+                    f"convert.{kind}_dir_pattern=[b]",
+                    f"convert.image_extension={image}",
+                    f"convert.{kind}_extension={own}",
+                ),
+                said,
+            )
+            for kind in companions
+            if kind != "right"
+            for image, own, said in (
+                (".png", "pfm", "got 'pfm', but convert.image_extension is '.png': one lacks"),
+                ("png", ".pfm", "Add the leading dot"),
+                ("''", ".x", "no suffix to swap it for"),
+            )
+        ),
+        *(
+            (
+                f"convert.{kind}_dir_pattern",
+                (
+                    "convert.image_dir_pattern=[a]",
+                    "convert.image_extension=.png",
+                    f"convert.{kind}_dir_pattern=[a]",
+                    *(f"convert.{other}_dir_pattern=[b]" for other in beside if other != kind),
+                ),
+                "gives the path of the left image itself",
+            )
+            for kind in companions
+            for beside in [[] if companions == ("depth",) else ["right", "depth"]]
+        ),
+    ]
+
+
+BROKEN: list[Case] = [
+    *SPLIT_CASES,
+    *convert_cases("depth"),
+    *(
+        ("convert.image_dir_pattern", (f"convert.image_dir_pattern={patterns}",), "got [")
+        for patterns in ("[left, left]", "[left, '']")
+    ),
     ("train.num_gpus", ("train.num_gpus=2", "train.gpu_ids=[0, 1]"), "one device"),
     ("train.gpu_ids", ("train.gpu_ids=[0, 1]",), "got 2 devices, but train.num_gpus is 1"),
     ("train.checkpoint_interval", ("train.checkpoint_interval=2",), "no checkpoint"),
     ("train.validation_interval", ("train.validation_interval=2",), "nothing would be validated"),
     (
         "train.optim.min_lr",
-        ("train.optim.min_lr=1e-3", "train.optim.lr_scheduler=CosineAnnealingLR"),
+        (
+            "train.optim.min_lr=1e-3",
+            "train.optim.lr=1e-5",
+            "train.optim.lr_scheduler=CosineAnnealingLR",
+        ),
         "0.001 is not below train.optim.lr 1e-05",
     ),
-    ("evaluate.input_height", ("evaluate.input_height=320",), "height 320 and width None"),
-    ("inference.input_height", ("inference.input_width=320",), "height None and width 320"),
-    ("export.input_height", ("export.input_height=500",), "multiple of 32"),
-    ("export.input_width", ("export.input_width=500",), "multiple of 32"),
+    ("evaluate.input_height", ("evaluate.input_height=448",), "height 448 and width None"),
+    ("inference.input_height", ("inference.input_width=448",), "height None and width 448"),
     ("export.batch_size", ("export.batch_size=0",), "Use -1 or a number from 1"),
     ("gen_trt_engine.batch_size", ("gen_trt_engine.batch_size=0",), "Use -1 or a number from 1"),
     ("evaluate.batch_size", ("evaluate.batch_size=0",), "Use -1 or a number from 1"),
@@ -47,67 +127,35 @@ BROKEN: list[tuple[str, tuple[str, ...], str]] = [
         ("gen_trt_engine.tensorrt.min_batch_size=3", "gen_trt_engine.tensorrt.max_batch_size=4"),
         "needs min_batch_size <= opt_batch_size <= max_batch_size",
     ),
-    *(
-        (
-            f"{action}.input_{side}",
-            (f"{action}.input_height=300", f"{action}.input_width=300"),
-            "got 300, needs a multiple of 32",
-        )
-        for action in ("evaluate", "inference")
-        for side in ("height", "width")
-    ),
-    *(
-        ("convert.image_dir_pattern", (f"convert.image_dir_pattern={patterns}",), "got [")
-        for patterns in ("[left, left]", "[left, '']")
-    ),
-    *(
-        (
-            f"convert.{kind}_dir_pattern",
-            ("convert.image_dir_pattern=[a, b]", f"convert.{kind}_dir_pattern={given}", *others),
-            f"got {count} strings, convert.image_dir_pattern has 2",
-        )
-        for kind, *others in (
-            ("right",),
-            ("depth",),
-            ("nocc", "convert.depth_dir_pattern=[e, f]", "convert.right_dir_pattern=[e, f]"),
-        )
-        for given, count in (("[c]", 1), ("[c, d, e]", 3))
-    ),
-    *(
-        (
-            f"convert.{kind}_extension",
+]
+
+
+def side_cases(multiple: int) -> list[Case]:
+    """Sides of crops and inputs that are no multiple."""
+    return [
+        *(
             (
-                "convert.image_dir_pattern=[a]",
-                f"convert.{kind}_dir_pattern=[b]",
-                f"convert.image_extension={image}",
-                f"convert.{kind}_extension={own}",
-            ),
-            said,
-        )
-        for kind in ("depth", "nocc")
-        for image, own, said in (
-            (".png", "pfm", "got 'pfm', but convert.image_extension is '.png': one lacks the dot"),
-            ("png", ".pfm", "Add the leading dot"),
-            ("''", ".x", "no suffix to swap it for"),
-        )
-    ),
-    *(
-        (
-            f"convert.{kind}_dir_pattern",
+                f"{AUGMENTATION.format(split)}.crop_size",
+                (f"{AUGMENTATION.format(split)}.crop_size=[{3 * multiple + 1}, {5 * multiple}]",),
+                f"multiple of {multiple}; the nearest is [{3 * multiple}, {5 * multiple}]",
+            )
+            for split in SPLITS
+        ),
+        *(
             (
-                "convert.image_dir_pattern=[a]",
-                "convert.image_extension=.png",
-                f"convert.{kind}_dir_pattern=[a]",
-                *(
-                    f"convert.{other}_dir_pattern=[b]"
-                    for other in ("right", "depth")
-                    if other != kind
-                ),
-            ),
-            "gives the path of the left image itself",
-        )
-        for kind in ("right", "depth", "nocc")
-    ),
+                f"{action}.input_{side}",
+                (f"{action}.input_height=300", f"{action}.input_width=300"),
+                f"got 300, needs a multiple of {multiple}",
+            )
+            for action in ("evaluate", "inference", "export")
+            for side in ("height", "width")
+        ),
+    ]
+
+
+BROKEN_STEREO: list[Case] = [
+    *side_cases(32),
+    *convert_cases("right", "nocc"),
     *(
         (
             "convert.nocc_dir_pattern",
@@ -120,22 +168,21 @@ BROKEN: list[tuple[str, tuple[str, ...], str]] = [
         )
         for present, absent in (("right", "depth"), ("depth", "right"))
     ),
-    *(
-        (f"{AUGMENTATION.format(split)}.{name}", (f"{AUGMENTATION.format(split)}.{value}",), said)
-        for split in SPLITS
-        for name, value, said in (
-            ("crop_size", "crop_size=[112, 160]", "multiple of 32; the nearest is [128, 160]"),
-            ("crop_size", "crop_size=[518, 518]", "multiple of 32; the nearest is [512, 512]"),
-            ("min_scale", "min_scale=0.5", "needs min_scale <= max_scale"),
-            ("color_aug_saturation", "color_aug_saturation=[1.4, 0]", "needs low <= high"),
-            ("color_aug_hue_range", "color_aug_hue_range=[0.1, 0]", "needs low <= high"),
-            ("gamma", "gamma=[1, 1, 2, 1]", "needs low <= high"),
-        )
-    ),
+    ("model.max_disparity", ("model.max_disparity=112",), "multiple of 32; the nearest is 128"),
+    ("model.max_disparity", ("model.max_disparity=33",), "got 33, needs a multiple of 32"),
+    ("model.volume_dim", ("model.volume_dim=30",), "multiple of 4; the nearest is 32"),
+    ("model.mixed_precision", ("model.mixed_precision=true",), "not implemented"),
+    ("dataset.dataset_name", ("dataset.dataset_name=MonoDataset",), "reads StereoDataset"),
 ]
 
-BROKEN_OF: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
+BROKEN_MONO: list[Case] = [
+    *side_cases(14),
+    ("dataset.dataset_name", ("dataset.dataset_name=StereoDataset",), "reads MonoDataset"),
+]
+
+BROKEN_OF: dict[str, list[Case]] = {
     "ffs": [
+        *BROKEN_STEREO,
         ("model.concat_channel", ("model.concat_channel=23",), "got 23, needs a multiple of 2"),
         ("model.concat_channel", ("model.concat_channel=0",), "needs at least 2"),
         ("model.motion_encoder_final", ("model.motion_encoder_final=0",), "needs at least 1"),
@@ -162,6 +209,7 @@ BROKEN_OF: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
         ("model.model_type", ("model.model_type=FoundationStereo",), "but the model key is ffs"),
     ],
     "fs": [
+        *BROKEN_STEREO,
         (
             "model.hidden_dims",
             ("model.hidden_dims=[128, 128]",),
@@ -189,14 +237,63 @@ BROKEN_OF: dict[str, list[tuple[str, tuple[str, ...], str]]] = {
             "but the model key is fs",
         ),
     ],
+    "mono_metric": [
+        *BROKEN_MONO,
+        (
+            "model.model_type",
+            ("model.model_type=RelativeDepthAnything",),
+            "RelativeDepthAnything, but the model key is mono_metric",
+        ),
+        (
+            "dataset.min_depth",
+            ("dataset.min_depth=2", "dataset.max_depth=2"),
+            "2.0 m is not below dataset.max_depth 2.0 m",
+        ),
+        ("dataset.min_depth", ("dataset.min_depth=null",), "got None, allowed number >= 0"),
+        ("dataset.max_depth", ("dataset.max_depth=null",), "got None, allowed number >= 1"),
+        ("dataset.normalize_depth", ("dataset.normalize_depth=true",), "not in m"),
+        *(
+            (
+                f"dataset.{split}_dataset.data_sources",
+                (f"dataset.{split}_dataset.data_sources" + source("NYUDV2Relative"),),
+                "got NYUDV2Relative; MetricDepthAnything learns depth in m."
+                " Dataset names with it: MetricMonoDataset, NYUDV2",
+            )
+            for split in SPLITS
+        ),
+    ],
+    "mono_relative": [
+        *BROKEN_MONO,
+        (
+            "model.model_type",
+            ("model.model_type=MetricDepthAnything",),
+            "but the model key is mono_relative",
+        ),
+        ("dataset.min_depth", ("dataset.min_depth=0.001",), "relative depth has no metres"),
+        ("dataset.max_depth", ("dataset.max_depth=10",), "relative depth has no metres"),
+        *(
+            (
+                f"dataset.{split}_dataset.data_sources",
+                (f"dataset.{split}_dataset.data_sources" + source("nyudv2"),),
+                "got NYUDV2; RelativeDepthAnything learns disparity. Dataset names with it: Cre",
+            )
+            for split in SPLITS
+        ),
+    ],
 }
 CASES = [(key, *case) for key in MODELS for case in (*BROKEN, *BROKEN_OF[key])]
 
 WARNED: list[tuple[str, tuple[str, ...]]] = [
-    ("model.low_memory", ("model.low_memory=2",)),
-    ("dataset.max_disparity", ("dataset.max_disparity=64",)),
     ("train.optim.lr_decay", ("train.optim.lr_decay=0.9", "train.optim.lr_scheduler=PolynomialLR")),
     ("train.optim.lr", ("train.optim.lr=1e-3", "train.pretrained_model_path=a.pth")),
+    (
+        "gen_trt_engine.tensorrt.workspace_size",
+        ("gen_trt_engine.tensorrt.workspace_size=1024",),
+    ),
+]
+WARNED_STEREO: list[tuple[str, tuple[str, ...]]] = [
+    ("model.low_memory", ("model.low_memory=2",)),
+    ("dataset.max_disparity", ("dataset.max_disparity=64",)),
     (
         "model.stereo_backbone.edgenext_pretrained_path",
         (
@@ -204,13 +301,16 @@ WARNED: list[tuple[str, tuple[str, ...]]] = [
             "train.pretrained_model_path=b.pth",
         ),
     ),
-    (
-        "gen_trt_engine.tensorrt.workspace_size",
-        ("gen_trt_engine.tensorrt.workspace_size=1024",),
-    ),
+]
+WARNED_MONO: list[tuple[str, tuple[str, ...]]] = [
+    *(("dataset", (f"{AUGMENTATION.format(split)}.yjitter_prob=0",)) for split in SPLITS),
+    ("dataset", (f"{AUGMENTATION.format('train')}.gamma=[0.9, 1.1, 1, 1]",)),
+    ("train.optim.lr", ("train.optim.lr=1e-3", f"{BACKBONE}=a.pth")),
+    (BACKBONE, (f"{BACKBONE}=a.pth", "train.pretrained_model_path=b.pth")),
 ]
 WARNED_OF: dict[str, list[tuple[str, tuple[str, ...]]]] = {
     "ffs": [
+        *WARNED_STEREO,
         ("model.disp_head_input_dim", ("model.disp_head_input_dim=61",)),
         ("model.classifier_mid", ("model.classifier_mid=15",)),
         ("model.cost_agg_conv_patch_padding", ("model.cost_agg_conv_patch_padding=[1, 0, 0]",)),
@@ -222,6 +322,7 @@ WARNED_OF: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         ("model.stereo_backbone.use_clstoken", ("model.stereo_backbone.use_clstoken=true",)),
     ],
     "fs": [
+        *WARNED_STEREO,
         (
             "model.stereo_backbone.depth_anything_v2_pretrained_path",
             (
@@ -230,6 +331,8 @@ WARNED_OF: dict[str, list[tuple[str, tuple[str, ...]]]] = {
             ),
         ),
     ],
+    "mono_metric": WARNED_MONO,
+    "mono_relative": WARNED_MONO,
 }
 
 
@@ -244,7 +347,7 @@ def test_a_broken_rule_is_reported_at_its_key(
     model: str, key: str, overrides: tuple[str, ...], said: str
 ) -> None:
     epochs = ("train.num_epochs=1",)
-    found = problems((*TRAIN, *epochs, *overrides), "train", model)
+    found = problems((*train_data(model), *epochs, *overrides), "train", model)
     assert said in found[key]
     assert found[key].startswith("command line: ")
 
@@ -289,7 +392,8 @@ def test_a_field_without_effect_is_worth_a_warning(
     model: str, key: str, overrides: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        load_spec(None, ["results_dir=out", *TRAIN, *overrides], action="train", model=model)
+        overrides = ("results_dir=out", *train_data(model), *overrides)
+        load_spec(None, list(overrides), action="train", model=model)
     assert [m for m in caplog.messages if m.startswith(f"command line: {key}: ")]
 
 
@@ -306,6 +410,50 @@ def test_a_graph_of_fs_is_better_not_traced_on_the_gpu_with_opset_17(
     with caplog.at_level(logging.WARNING):
         load_spec(None, overrides, action="export", model=model)
     assert any("breaks fp16 engines" in message for message in caplog.messages) == warned
+
+
+@pytest.mark.parametrize("model", ["mono_metric", "mono_relative"])
+@pytest.mark.parametrize("encoder", ["vits", "vitb", "vitl", "vitg"])
+def test_an_fp16_engine_of_a_large_encoder_is_refused_and_of_a_small_one_warned(
+    model: str, encoder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    overrides = ["results_dir=out", "gen_trt_engine.onnx_file=a.onnx", f"model.encoder={encoder}"]
+    key = "gen_trt_engine.tensorrt.data_type"
+    load_spec(None, [*overrides, f"{key}=bf16"], action="gen_trt_engine", model=model)
+    assert caplog.messages == []
+
+    with caplog.at_level(logging.WARNING):
+        if encoder in ("vitl", "vitg"):
+            with pytest.raises(SpecError, match=rf"{encoder}: activations overflow.*bf16 or fp32"):
+                load_spec(None, [*overrides, f"{key}=fp16"], action="gen_trt_engine", model=model)
+        else:
+            load_spec(None, [*overrides, f"{key}=fp16"], action="gen_trt_engine", model=model)
+            assert "may overflow. Use bf16 or fp32" in caplog.text
+
+
+def test_augmentation_of_pairs_is_accepted_for_one_image_with_one_notice(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    train, val = (AUGMENTATION.format(split) for split in ("train", "val"))
+    pairs = [f"{train}.hshift_prob=0.5", f"{train}.yjitter_prob=0", f"{val}.gamma=[0.9, 1, 1, 1]"]
+    acting = [f"{train}.do_flip=true", f"{train}.h_flip_prob=0.2", f"{train}.crop_size=[140, 98]"]
+    overrides = ["results_dir=out", *train_data("mono_metric"), *acting]
+    with caplog.at_level(logging.WARNING):
+        load_spec(None, overrides, action="train", model="mono_metric")
+        assert caplog.messages == []
+        load_spec(None, [*overrides, *pairs], action="train", model="mono_metric")
+
+    (notice,) = caplog.messages
+    assert "yjitter_prob, gamma, hshift_prob: of pairs only, without effect here" in notice
+
+
+def test_an_open_dataset_name_is_asked_for_and_not_taken_for_a_wrong_one() -> None:
+    overrides = ["results_dir=out", "inference.checkpoint=a.pth"]
+    with pytest.raises(SpecError) as caught:
+        load_spec(None, overrides, action="inference", model="mono_metric")
+    assert [problem.key for problem in caught.value.problems] == [
+        "dataset.infer_dataset.data_sources.0.data_file"
+    ]
 
 
 @pytest.mark.parametrize(("action", "data"), [("evaluate", EVALUATE), ("inference", INFERENCE)])
@@ -345,9 +493,10 @@ def test_every_rule_has_a_case(model: str) -> None:
     sources = {f"{action}.{file}" for action in ("evaluate", "inference") for file in files}
     cases = (*BROKEN, *BROKEN_OF[model], *WARNED, *WARNED_OF[model])
     keys = {key for key, *_ in cases} | sources | {"results_dir"}
-    keys |= {"export.on_cpu"}  # below: it is checked for one verb only
+    # below: these are checked for one verb only
+    keys |= {"export.on_cpu", "gen_trt_engine.tensorrt.data_type"}
     # 4, 8 and 16 divide the width of every encoder, so this rule cannot break today.
-    assert {rule.keys[0] for rule in RULES[model]} - keys == {"model.cv_group"}
+    assert {rule.keys[0] for rule in RULES[model]} - keys <= {"model.cv_group"}
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -398,5 +547,5 @@ def test_family_defaults_equal_the_bp2_block() -> None:
 
 
 def test_keys_of_models_have_no_fault() -> None:
-    assert [model_key_fault(key) for key in MODELS] == [None, None]
+    assert [model_key_fault(key) for key in MODELS] == [None] * 4
     assert model_key_fault("resnet") is not None

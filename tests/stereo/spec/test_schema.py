@@ -13,6 +13,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from stereo.spec import schema
+from stereo.spec.data import METRIC_DATASETS, RELATIVE_DATASETS, STEREO_DATASETS
 from stereo.spec.experiment import ACTIONS, ExperimentSpec
 from stereo.spec.fields import Scale, spec_field
 from stereo.spec.load import load_spec, template
@@ -22,6 +23,20 @@ FILES = schema.render()
 SCHEMAS = {name: json.loads(text) for name, text in FILES.items() if "schema.json" in name}
 every_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 every_action = pytest.mark.parametrize("action", list(ACTIONS))
+
+
+OBJECTIVES = {
+    "ffs": ("px", "val/epe"),
+    "fs": ("px", "val/epe"),
+    "mono_metric": ("", "val/abs_rel"),
+    "mono_relative": ("", "val/abs_rel"),
+}
+DATASETS_OF = {
+    "ffs": STEREO_DATASETS,
+    "fs": STEREO_DATASETS,
+    "mono_metric": METRIC_DATASETS,
+    "mono_relative": RELATIVE_DATASETS,
+}
 
 
 def generate(root: Path) -> Path:
@@ -94,8 +109,9 @@ def test_every_commented_default_may_be_switched_on(
     head, _, body = FILES[f"spec_templates/{model.key}/{action}.yaml"].partition("\n\n")
     lines = [line.replace("# ", "", 1) if line.lstrip().startswith("# ") else line
              for line in body.splitlines()]  # fmt: skip
+    source = model.default_dataset
     open_values = {
-        "data_sources: ???": "data_sources: [{dataset_name: Middlebury, data_file: a}]",
+        "data_sources: ???": f"data_sources: [{{dataset_name: {source}, data_file: a}}]",
         "image_dir_pattern: ???": "image_dir_pattern: [a]",
         "right_dir_pattern: ???": "right_dir_pattern: [b]",
         "depth_dir_pattern: ???": "depth_dir_pattern: [c]",
@@ -127,12 +143,14 @@ def test_required_fields_are_required_only_by_their_verb(model: Model) -> None:
 def test_manifest_names_every_file_with_its_hash(model: Model) -> None:
     row = json.loads(FILES["schemas/manifest.json"])["models"][model.key]
     assert row["automl_enabled"] is True
-    assert row["network_arch"] == "depth_net_stereo"
+    family = "mono" if model.key.startswith("mono_") else "stereo"
+    assert row["network_arch"] == f"depth_net_{family}"
     for action, entry in row["actions"].items():
         assert entry["schema_sha256"] == schema._sha256(FILES[entry["schema"]])
         assert entry["template_sha256"] == schema._sha256(FILES[entry["template"]])
         assert entry["failures"] == []
-        assert (len(entry["automl_default_parameters"]) == 17) == (action == "train")
+        searched = {"train": 10 if family == "mono" else 17}.get(action, 0)
+        assert len(entry["automl_default_parameters"]) == searched
 
 
 @every_model
@@ -151,8 +169,10 @@ def test_model_metadata_names_real_fields(model: Model) -> None:
         *(path for verb in made["actions"].values() for path in verb["required"]),
     }
     assert named <= paths
-    assert made["objective"] == {"metric": "val/epe", "direction": "minimize", "unit": "px"}
-    assert made["objective"].items() <= {**made["metrics"]["val/epe"], "metric": "val/epe"}.items()
+    unit, metric = OBJECTIVES[model.key]
+    assert made["objective"] == {"metric": metric, "direction": "minimize", "unit": unit}
+    assert made["default_dataset"] in DATASETS_OF[model.key]
+    assert made["objective"].items() <= {**made["metrics"][metric], "metric": metric}.items()
 
 
 def test_the_reference_page_lists_every_field_of_every_model_once() -> None:
