@@ -1,37 +1,35 @@
-"""When a study ends, and how long it will take. Times in seconds, epochs of all trials together."""
+"""When a study ends. Times in seconds, epochs of all trials together, money in the user's unit."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
+from automl.resources import of_study
 from automl.store import Study
-from automl.study_spec import BudgetChoice
+from automl.study_spec import BudgetChoice, StudySpec
 
-
-@dataclass(frozen=True)
-class Forecast:
-    """What a study will cost.
-
-    Attributes:
-        trials: trials it starts at most; None when no limit says so.
-        epochs: expected finished epochs; None when no limit bounds them.
-        seconds: expected wall time; None while the time of an epoch is unknown.
-        origin: where the numbers come from, in words for the user.
-    """
-
-    trials: int | None
-    epochs: float | None
-    seconds: float | None
-    origin: str
+NEGLIGIBLE = 1e-3  # a gain below this share of the best value is no reason to expect another one
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The limits of one study."""
+    """The limits of one study.
+
+    Attributes:
+        limits: as the study file gives them.
+        rounds: full runs one after another that follow the search (confirmation); hours and
+            cost leave room for them.
+    """
 
     limits: BudgetChoice
+    rounds: int = 0
+
+    @classmethod
+    def of(cls, study: StudySpec) -> Budget:
+        """Return the limits of a study."""
+        return cls(study.budget, math.ceil(2 * study.confirm / of_study(study).max_concurrent))
 
     def exhausted(self, study: Study, now: float | None = None) -> str | None:
         """Return why no new trial may start, in words, or None.
@@ -46,26 +44,24 @@ class Budget:
             return reason
         if limits.trials is not None and len(study.trials) >= limits.trials:
             return f"{len(study.trials)} trials started (budget.trials {limits.trials})"
-        epochs = sum(trial.last_epoch for trial in study.trials)
-        if limits.epochs is not None and epochs >= limits.epochs:
-            return f"{epochs} epochs finished (budget.epochs {limits.epochs})"
-        idle = _without_improvement(study)
-        if limits.no_improvement is not None and idle >= limits.no_improvement:
-            return (
-                f"{idle} complete trials in a row without a better one"
-                f" (budget.no_improvement {limits.no_improvement})"
-            )
-        return None
+        if limits.epochs is not None:
+            epochs = sum(trial.last_epoch for trial in study.trials)
+            if epochs >= limits.epochs:
+                return f"{epochs} epochs finished (budget.epochs {limits.epochs})"
+        return self._nothing_expected(study)
 
     def overrun(self, study: Study, now: float | None = None) -> str | None:
-        """Return why running trials should end too (time is up, target reached), or None."""
+        """Return why running trials should end too (time or money is used, target reached)."""
         limits = self.limits
-        hours = study.active_seconds(time.time() if now is None else now) / 3600
-        if limits.hours is not None and hours >= limits.hours:
-            return f"{hours:.2f} hours passed (budget.hours {limits.hours:g})"
+        if limits.hours is not None or limits.cost is not None:
+            reason = self._used_up(study, time.time() if now is None else now)
+            if reason is not None:
+                return reason
+        if limits.target is None:
+            return None
         best = study.best()
         value = study.value(best) if best is not None else None
-        if limits.target is None or best is None or value is None:
+        if best is None or value is None:
             return None
         if study.objective.loss(value) > study.objective.loss(limits.target):
             return None
@@ -74,68 +70,54 @@ class Budget:
             f" (budget.target {limits.target:g})"
         )
 
-    def forecast(
-        self,
-        expected_epochs: Callable[[int], float],
-        *,
-        concurrency: int,
-        study: Study | None = None,
-        seconds_per_epoch: float | None = None,
-    ) -> Forecast:
-        """Return the expected cost of the whole study.
-
-        Args:
-            expected_epochs: trials -> epochs (`Rungs.expected_epochs`).
-            concurrency: trials at a time.
-            study: its finished epochs give the time of an epoch, when there are any.
-            seconds_per_epoch: a measurement from elsewhere, used before the first epoch.
-        """
+    def hours(self) -> float | None:
+        """Return the wall time that hours and cost allow together."""
         limits = self.limits
-        bounds = [] if limits.trials is None else [expected_epochs(limits.trials)]
-        if limits.epochs is not None:
-            bounds.append(float(limits.epochs))
-        epochs = min(bounds) if bounds else None
-        per_epoch, source = _seconds_per_epoch(study, seconds_per_epoch)
-        seconds = epochs * per_epoch / concurrency if epochs and per_epoch else None
-        if limits.hours is not None:
-            seconds = min(seconds or limits.hours * 3600, limits.hours * 3600)
-        origin = self._origin(epochs, source, concurrency)
-        return Forecast(limits.trials, epochs, seconds, origin)
+        given = [] if limits.hours is None else [limits.hours]
+        if limits.cost is not None and limits.cost_per_hour is not None:
+            given.append(limits.cost / limits.cost_per_hour)
+        return min(given, default=None)
 
-    def _origin(self, epochs: float | None, source: str, concurrency: int) -> str:
-        limits = self.limits
-        parts: list[str] = []
-        if epochs is not None and limits.trials is not None:
-            text = (
-                f"{limits.trials} trials in random order of quality give about {epochs:.0f} epochs"
-            )
-            parts.append(text)
-        parts.append(source)
-        parts.append(f"{concurrency} trial{'s' if concurrency > 1 else ''} at a time")
-        if limits.hours is not None:
-            parts.append(f"at most {limits.hours:g} hours (budget.hours)")
-        if limits.target is not None or limits.no_improvement is not None:
-            parts.append("ends earlier when its target or no-improvement limit is reached")
-        return "; ".join(parts)
+    def spent(self, study: Study) -> float | None:
+        """Return what the machine has cost so far; None without its price."""
+        price = self.limits.cost_per_hour
+        return None if price is None else study.active_seconds() / 3600 * price
 
+    def _used_up(self, study: Study, now: float) -> str | None:
+        limits, allowed = self.limits, self.hours()
+        assert allowed is not None
+        passed = study.active_seconds(now) / 3600
+        kept = min(allowed / 2, self._seconds_to_confirm(study) / 3600)
+        if passed + kept < allowed:
+            return None
+        words = f"{passed:.2f} hours passed"
+        if kept:
+            words += f", about {kept:.2f} are kept for the confirmation"
+        if allowed == limits.hours:
+            return f"{words} (budget.hours {limits.hours:g})"
+        return f"{words} at {limits.cost_per_hour:g} per hour (budget.cost {limits.cost:g})"
 
-def _seconds_per_epoch(study: Study | None, given: float | None) -> tuple[float | None, str]:
-    times = [record.seconds for trial in study.trials for record in trial.epochs] if study else []
-    if times:
-        mean = sum(times) / len(times)
+    def _seconds_to_confirm(self, study: Study) -> float:
+        best = study.best()
+        if best is None or best.id == 0:  # nothing to confirm so far
+            return 0.0
+        return self.rounds * max(best.seconds, study.trials[0].seconds)
+
+    def _nothing_expected(self, study: Study) -> str | None:
+        """Return that no improvement is expected, judged by what the last trials brought."""
+        count = self.limits.no_improvement
+        if count is None:
+            return None
+        ended = sorted((t.ended, t.id) for t in study.trials if t.ended is not None)
+        before = study.best([study.trials[number] for _, number in ended[:-count]])
+        best = study.best()
+        if before is None or best is None:
+            return None
+        old, new = study.value(before), study.value(best)
+        if old is None or new is None or abs(old - new) > NEGLIGIBLE * abs(old):
+            return None
         return (
-            mean,
-            f"{mean:.2g} s per epoch, the mean of {len(times)} finished epochs of this study",
+            f"no improvement is expected: the last {count} ended trials brought"
+            f" {study.objective.metric} from {old:.6g} to {new:.6g}"
+            f" (budget.no_improvement {count})"
         )
-    if given is not None:
-        return given, f"{given:.2g} s per epoch, as measured before"
-    return None, "the time of an epoch is not known before the first one has finished"
-
-
-def _without_improvement(study: Study) -> int:
-    """Return how many complete trials have ended since the best one."""
-    best = study.best()
-    if best is None or best.ended is None:
-        return 0
-    complete = [trial for trial in study.trials if trial.state == "complete" and trial.ended]
-    return sum((trial.ended or 0.0) > best.ended for trial in complete)

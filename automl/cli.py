@@ -462,7 +462,10 @@ def _read(directory: Path) -> Study | dict[str, Any]:
 
 def _facts(study: Study) -> dict[str, Any]:
     """One study for a program: values as in files, null for what does not exist."""
-    best, report = study.best(), study.directory / "report.html"
+    from automl.budget import Budget
+    from automl.gain import gain
+
+    best, report, found = study.best(), study.directory / "report.html", gain(study)
     return {
         "study": study.name,
         "model": study.resolved.study.model,
@@ -473,6 +476,9 @@ def _facts(study: Study) -> dict[str, Any]:
         "full_epochs": study.resolved.full_epochs,
         "trials": len(study.trials),
         "best": {"trial": best.id, "value": study.value(best)} if best is not None else None,
+        "gain": found.to_dict() if found is not None else None,
+        "seconds": study.active_seconds(),
+        "cost": Budget.of(study.resolved.study).spent(study),
         "report": str(report) if report.is_file() else None,
     }
 

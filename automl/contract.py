@@ -23,6 +23,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from automl.errors import TrainableError
 
 ENTRY_POINT_GROUP = "automl.trainables"
+RESUME_KEY = "train.resume_training_checkpoint_path"  # a study sets it: train on from this file
+SEED_KEY = "train.seed"  # a study sets it to repeat a run on another seed
 
 
 class Status(StrEnum):

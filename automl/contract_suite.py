@@ -16,12 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from automl.contract import ActionResult, Status, Trainable
+from automl.contract import RESUME_KEY, ActionResult, Status, Trainable
 from automl.errors import TrainableError
 from automl.space import read_fields
 from automl.study_spec import get_path, merge, set_path
-
-RESUME_KEY = "train.resume_training_checkpoint_path"
 
 
 class ContractError(TrainableError):

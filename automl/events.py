@@ -6,13 +6,17 @@ The first event is `study_created` and carries `format_version`. A line is writt
 
     study_created     format_version, name, model
     session_started   pid, host, code_version, repaired_bytes: a driver opened the study
-    budget_changed    old, new: the budget was enlarged on resume
+    budget_changed    old, new: the budget, or `confirm`, was enlarged on resume
     trial_started     trial, params, seed, attempt, resumed_from_epoch,
                       cause (new, resumed, retried)
     epoch             trial, epoch, metrics, checkpoint (relative to the study's directory when it
                       lies inside), decision (continue, stop, complete), rung
     trial_ended       trial, state (complete, stopped, diverged, out_of_memory, invalid_spec,
                       failed), detail
+    confirm_started   run, trial (the one that is repeated), params, seed, attempt,
+                      resumed_from_epoch, cause: after the search, on a further seed
+    confirm_epoch     run, epoch, metrics, checkpoint, decision, rung
+    confirm_ended     run, state, detail
     promotion_step    step, status, inputs_hash, artifacts, metrics, detail
     study_ended       reason
 

@@ -24,14 +24,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from automl.algorithms.rungs import Rungs
-from automl.algorithms.table import make_rungs
+from automl.forecast import forecast
+from automl.gain import gain, in_words
 from automl.objectives import as_read, score
-from automl.resources import of_study
 from automl.store import Study, TrialRecord, owner_of, read_study
 
 ROWS = 14  # trials in the table: the running ones, the best, then the latest
-RECENT_EPOCHS = 20  # finished epochs that say how long one takes
 REFRESH_PER_SECOND = 4
 TEXT_WIDTH = 100
 BAR_WIDTH = 24
@@ -47,7 +45,7 @@ class Progress:
     """How far a study is.
 
     Attributes:
-        done: finished epochs of all trials.
+        done: finished epochs of all trials, confirmation included.
         expected: epochs it will have had at its end, as far as known now; None: nothing bounds it.
         left: seconds to its end; None while nothing is known about it.
     """
@@ -70,49 +68,11 @@ def progress(study: Study, now: float, seconds_per_epoch: float | None = None) -
         now: seconds since 1970.
         seconds_per_epoch: used before the study has a finished epoch of its own.
     """
-    done = sum(trial.last_epoch for trial in study.trials)
+    done = sum(run.last_epoch for run in [*study.trials, *study.confirmations])
     if study.state == "finished":
         return Progress(done, float(done), 0.0)
-    settings = study.resolved.study
-    rungs = make_rungs(settings.algorithm, study.resolved.full_epochs)
-    running = [_epochs_left(trial, study, rungs) for trial in study.running()]
-    coming = _epochs_of_new_trials(study, rungs)
-    ahead = None if coming is None else sum(running) + coming
-    if settings.budget.epochs is not None:
-        ahead = min(ahead if ahead is not None else float("inf"), settings.budget.epochs - done)
-    per_epoch = _recent_seconds(study) or seconds_per_epoch
-    left = None
-    if ahead is not None and per_epoch is not None:
-        left = max(ahead / of_study(settings).max_concurrent, max(running, default=0.0)) * per_epoch
-    if settings.budget.hours is not None:
-        to_limit = max(0.0, 3600 * settings.budget.hours - study.active_seconds(now))
-        left = to_limit if left is None else min(left, to_limit)
-    return Progress(done, None if ahead is None else done + max(0.0, ahead), left)
-
-
-def _epochs_of_new_trials(study: Study, rungs: Rungs) -> float | None:
-    trials = study.resolved.study.budget.trials
-    if trials is None:
-        return None
-    return (trials - len(study.trials)) * rungs.expected_epochs(trials) / trials
-
-
-def _epochs_left(trial: TrialRecord, study: Study, rungs: Rungs) -> float:
-    """Return the expected epochs of a running trial, by its chances at the rungs ahead."""
-    chance, total, before = 1.0, 0.0, trial.last_epoch
-    for rung in [*(rung for rung in rungs.rungs if rung > before), rungs.full_epochs]:
-        total += chance * (rung - before)
-        before = rung
-        if trial.id != 0:  # the baseline is never stopped
-            arrived = 1 + sum(other.last_epoch >= rung for other in study.trials)
-            chance *= min(1.0, rungs.survivors(arrived) / arrived)
-    return total
-
-
-def _recent_seconds(study: Study) -> float | None:
-    epochs = [event for event in study.events if event["kind"] == "epoch"][-RECENT_EPOCHS:]
-    seconds = [event["metrics"].get("seconds", 0.0) for event in epochs]
-    return sum(seconds) / len(seconds) if seconds else None
+    ahead = forecast(study.resolved, study, now, seconds_per_epoch)
+    return Progress(done, None if ahead.epochs is None else done + ahead.epochs, ahead.seconds)
 
 
 class Countdown:
@@ -166,11 +126,15 @@ class _View:
         self._study = study
         self._seconds_per_epoch = seconds_per_epoch
         self._countdown = Countdown()
+        self._estimated = 0.0
         self.event({})
 
-    def event(self, _event: Mapping[str, Any]) -> None:
-        """Estimate again after an event."""
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Estimate again after an event, at most once a second while trials go on."""
         now = time.time()
+        if event.get("kind") in ("trial_started", "epoch") and now < self._estimated + 1:
+            return
+        self._estimated = now
         self._progress = progress(self._study, now, self._seconds_per_epoch)
         self._countdown.update(self._progress.left, now)
 
@@ -192,7 +156,7 @@ class _PlainLines:
         line = event_line(self._study, event)
         if line is None:
             return
-        if event["kind"] == "trial_ended":
+        if event["kind"] in ("trial_ended", "confirm_ended"):
             left = progress(self._study, time.time(), self._seconds_per_epoch)
             line += f"  [{left.fraction:.0%}, time left {clock(left.left)}]"
         self._stream.write(line + "\n")
@@ -205,24 +169,32 @@ class _PlainLines:
 
 def event_line(study: Study, event: Mapping[str, Any]) -> str | None:
     """Return one event in words, None for events that say nothing to a user."""
-    name = f"trial {event.get('trial')}"
+    name = _name(study, event)
     match event["kind"]:
-        case "trial_started":
+        case "trial_started" | "confirm_started":
             return f"{name} {_how_started(event)}"
-        case "epoch":
+        case "epoch" | "confirm_epoch":
             metric, full = study.objective.metric, study.resolved.full_epochs
             value, seconds = event["metrics"].get(metric), event["metrics"].get("seconds", 0.0)
             decided = {"stop": ", stopped here", "complete": ", complete"}
             words = decided.get(event["decision"], "")
             shown = score(study.objective, value)
             return f"{name} epoch {event['epoch']}/{full}: {metric} {shown}, {seconds:.1f} s{words}"
-        case "trial_ended":
+        case "trial_ended" | "confirm_ended":
             reason = f": {event['detail'].splitlines()[0]}" if event.get("detail") else ""
             return f"{name} {event['state']}{reason}"
         case "study_ended":
             return f"study ended: {event['reason']}"
         case _:
             return None
+
+
+def _name(study: Study, event: Mapping[str, Any]) -> str:
+    if "run" not in event:
+        return f"trial {event.get('trial')}"
+    number: int = event["run"]
+    run = study.confirmations[number]
+    return f"trial {run.trial} again, seed {run.seed},"
 
 
 def best_line(study: Study) -> str:
@@ -252,12 +224,11 @@ def _how_started(event: Mapping[str, Any]) -> str:
 
 def status_text(study: Study) -> str:
     """Return the state of a study as plain text: how far, its trials, the best."""
-    now = time.time()
-    how_far = progress(study, now)
+    last = datetime.fromisoformat(study.events[-1]["time"]).timestamp()
+    how_far = progress(study, last)
     left = how_far.left
-    if left is not None and study.events:  # since the last event the clock went on
-        last = datetime.fromisoformat(study.events[-1]["time"]).timestamp()
-        left = max(0.0, left - (now - last))
+    if left is not None:  # since the last event the clock went on
+        left = max(0.0, left - (time.time() - last))
     text = io.StringIO()
     console = Console(file=text, width=TEXT_WIDTH, color_system=None)
     console.print(_picture(study, how_far, left))
@@ -314,6 +285,7 @@ def _picture(study: Study, how_far: Progress, left: float | None) -> Group:
         _trial_table(study),
         Text(best_line(study)),
         Text(_counts(study)),
+        *map(Text, _confirmation(study)),
     )
 
 
@@ -364,6 +336,17 @@ def _counts(study: Study) -> str:
     limit = study.resolved.study.budget.trials
     of = f" of {limit}" if limit is not None else ""
     return f"{len(states)}{of} trials" + (f": {counts}" if counts else "")
+
+
+def _confirmation(study: Study) -> list[str]:
+    """How far the repetitions of baseline and winner are, and what they say at their end."""
+    found, wanted = gain(study), study.resolved.study.confirm
+    if found is not None:
+        return [in_words(found, study.objective)]
+    if not study.confirmations:
+        return []
+    ended = sum(run.state != "running" for run in study.confirmations)
+    return [f"confirmation on {wanted} further seeds: {ended} of {2 * wanted} runs have ended"]
 
 
 def _state_words(study: Study) -> str:

@@ -26,7 +26,7 @@ from automl.contract import Objective
 from automl.errors import StudyLockedError, UnreadableError
 from automl.events import FORMAT_VERSION, write_error
 from automl.space import SearchSpace
-from automl.study_spec import BudgetChoice, StudySpec, parse_yaml, study_from_dict
+from automl.study_spec import StudySpec, parse_yaml, study_from_dict
 
 LOCK_FILE = "study.lock.yaml"
 OWNER_FILE = "owner.json"
@@ -201,11 +201,11 @@ def _lock_tree(directory: Path) -> dict[str, Any] | None:
     return cast("dict[str, Any]", tree)
 
 
-def check_lock(resolved: ResolvedStudy, directory: Path, events_file: Path) -> BudgetChoice | None:
-    """Write the lock of a new study, or compare it; return the old budget when it was enlarged.
+def check_lock(resolved: ResolvedStudy, directory: Path, events_file: Path) -> StudySpec | None:
+    """Write the lock of a new study, or compare it; return the old study when it was enlarged.
 
     Raises:
-        StudyLockedError: something but a larger budget differs; every key is named.
+        StudyLockedError: something but a larger budget or confirm differs; every key is named.
         StoreError: there are events without a lock, or the disk is full.
     """
     locked = read_lock(directory)
@@ -217,10 +217,12 @@ def check_lock(resolved: ResolvedStudy, directory: Path, events_file: Path) -> B
             )
         _write_lock(resolved, directory)
         return None
-    enlarged = _is_enlarged(locked.study.budget, resolved.study.budget)
+    old_study = locked.study
+    enlarged = _is_enlarged(old_study, resolved.study)
     comparable = resolved
     if enlarged:
-        comparable = replace(resolved, study=replace(resolved.study, budget=locked.study.budget))
+        as_before = {"budget": old_study.budget, "confirm": old_study.confirm}
+        comparable = replace(resolved, study=replace(resolved.study, **as_before))
     old, new = _flat(_yaml_form(locked)), _flat(_yaml_form(comparable))
     missing = object()
     changed = [key for key in old | new if old.get(key, missing) != new.get(key, missing)]
@@ -231,23 +233,26 @@ def check_lock(resolved: ResolvedStudy, directory: Path, events_file: Path) -> B
         raise StudyLockedError(
             f"{directory / LOCK_FILE}: the study was created with other settings"
             " (key: then -> now):\n" + "\n".join(lines) + "\nUse the old settings to resume, or"
-            " another --name for a new study. A budget may only be enlarged"
+            " another --name for a new study. Budget and confirm may only be enlarged"
         )
     if not enlarged:
         return None
     _write_lock(resolved, directory)
-    return locked.study.budget
+    return old_study
 
 
-def _is_enlarged(old: BudgetChoice, new: BudgetChoice) -> bool:
-    before, after = asdict(old), asdict(new)
-    if before == after or before["target"] != after["target"]:
+def _is_enlarged(old: StudySpec, new: StudySpec) -> bool:
+    before, after = asdict(old.budget), asdict(new.budget)
+    fixed = ("target", "cost_per_hour")
+    if (before, old.confirm) == (after, new.confirm) or new.confirm < old.confirm:
+        return False
+    if any(before[key] != after[key] for key in fixed):
         return False
     limits = {key: math.inf if limit is None else limit for key, limit in after.items()}
     return all(
         limits[key] >= (math.inf if limit is None else limit)
         for key, limit in before.items()
-        if key != "target"
+        if key not in fixed
     )
 
 

@@ -19,9 +19,9 @@ import psutil
 import yaml
 
 from automl.algorithms.table import first_batch, make_rungs, resolve
-from automl.budget import Budget, Forecast
-from automl.contract import Trainable, find_trainable
+from automl.contract import SEED_KEY, Trainable, find_trainable
 from automl.errors import AutoMLError, Problem, SchemaError, StudySpecError
+from automl.forecast import Forecast, forecast
 from automl.objectives import resolve_objective
 from automl.resources import TrialResources, cores, gpus, of_study
 from automl.space import build_space, read_fields
@@ -134,6 +134,9 @@ def prepare(
     metadata = read_json(folder / "model.json")
     fields = read_fields(read_json(folder / "train.schema.json"))
     _refuse_wrong_keys(study, folder, metadata)
+    if study.confirm and not any(field.path == SEED_KEY for field in fields):
+        problem = f"needs the field {SEED_KEY}, which {study.model} does not have"
+        raise StudySpecError([Problem(f"study {study.name}", "confirm", problem)])
     spec = complete_spec(study, trainer, metadata, embedded)
     resolved = ResolvedStudy(
         study=study,
@@ -395,7 +398,7 @@ def make_plan(prepared: Prepared, promotion: Sequence[tuple[str, str]]) -> Plan:
     share = of_study(study)
     rungs = make_rungs(study.algorithm, resolved.full_epochs)
     row = resolve(study.algorithm)
-    forecast, source = forecast_of(prepared, existing, share)
+    ahead, source = forecast_of(prepared, existing)
     count = min(study.budget.trials or FIRST_TRIALS, max(FIRST_TRIALS, share.max_concurrent))
     objective = resolved.objective
     unit = f", {objective.unit}" if objective.unit else ""
@@ -432,29 +435,18 @@ def make_plan(prepared: Prepared, promotion: Sequence[tuple[str, str]]) -> Plan:
         },
         resources=asdict(share),
         where=_where(study, share),
-        forecast={**asdict(forecast), "seconds_per_epoch_from": source},
+        forecast={**asdict(ahead), "seconds_per_epoch_from": source},
         at_the_end=steps if study.promote.enabled else [],
         engine=engine_in_words(resolved.base_spec),
     )
 
 
-def forecast_of(
-    prepared: Prepared, existing: Study | None, share: TrialResources
-) -> tuple[Forecast, str]:
-    """Return the expected cost and where the time of an epoch comes from."""
-    resolved = prepared.resolved
-    study = resolved.study
+def forecast_of(prepared: Prepared, existing: Study | None) -> tuple[Forecast, str]:
+    """Return what is still to come and where the time of an epoch comes from."""
     measured, source = seconds_per_epoch(prepared)
-    own = existing is not None and any(trial.epochs for trial in existing.trials)
-    if own:
+    if existing is not None and any(trial.epochs for trial in existing.trials):
         source = "this study's finished epochs"
-    forecast = Budget(study.budget).forecast(
-        make_rungs(study.algorithm, resolved.full_epochs).expected_epochs,
-        concurrency=share.max_concurrent,
-        study=existing if own else None,
-        seconds_per_epoch=measured,
-    )
-    return forecast, source
+    return forecast(prepared.resolved, existing, seconds_per_epoch=measured), source
 
 
 def seconds_per_epoch(prepared: Prepared) -> tuple[float | None, str]:
@@ -589,16 +581,17 @@ def _trials_section(plan: Plan) -> str:
 
 
 def _cost_section(plan: Plan) -> str:
-    machine, share, forecast = plan.machine, plan.resources, plan.forecast
+    machine, share, ahead = plan.machine, plan.resources, plan.forecast
     limits = ", ".join(f"{key} {limit:g}" for key, limit in plan.budget.items())
-    known = forecast["seconds"] is not None
-    time = f"about {duration(forecast['seconds'])}" if known else "unknown"
-    source = f"; measured in {forecast['seconds_per_epoch_from']}" if known else ""
+    known = ahead["seconds"] is not None
+    time = f"about {duration(ahead['seconds'])}" if known else "unknown"
+    time += f", cost {ahead['cost']:.2f}," if ahead["cost"] is not None else ""
+    source = f"; measured in {ahead['seconds_per_epoch_from']}" if known else ""
     return "\n".join(
         [
             "Cost:",
             f"  budget      {limits}",
-            f"  forecast    {time} for the trials ({forecast['origin']}{source})",
+            f"  forecast    {time} for the trials ({ahead['origin']}{source})",
             f"  machine     {machine['cores']} cores, {machine['gpus']} GPUs,"
             f" {machine['memory_gib']} GiB memory ({machine['memory_free_gib']} free)",
             f"  per trial   {share['cpus']:g} cores, {share['gpus']:g} GPUs,"

@@ -10,7 +10,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -29,7 +29,7 @@ from automl.lock import (
     release,
     take_ownership,
 )
-from automl.study_spec import BudgetChoice
+from automl.study_spec import StudySpec
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
@@ -38,6 +38,7 @@ __all__ = [
     "ENDED",
     "EVENTS_FILE",
     "LOCK_FILE",
+    "ConfirmRecord",
     "EpochRecord",
     "ResolvedStudy",
     "Study",
@@ -116,6 +117,17 @@ class TrialRecord:
         return None
 
 
+@dataclass
+class ConfirmRecord(TrialRecord):
+    """A trial's spec trained once more on a further seed, to learn how much its score varies.
+
+    Attributes:
+        trial: the trial that is repeated; `id` counts these runs from 0.
+    """
+
+    trial: int = 0
+
+
 class Study:
     """A study read from its log; writable when it was opened with `open_study`."""
 
@@ -127,11 +139,13 @@ class Study:
         self.resolved = resolved
         self.events: list[Event] = []
         self.trials: list[TrialRecord] = []
+        self.confirmations: list[ConfirmRecord] = []
         self.promotion: dict[str, Event] = {}
         self.end_reason: str | None = None
         self._log = log
         self._owner = owner
         self._root = directory.resolve()
+        self._clock = _Clock()
         for event in log.events if log else read(directory / EVENTS_FILE):
             self._apply(event)
 
@@ -174,7 +188,8 @@ class Study:
         """Whether a living driver has it open, else whether it reached its end."""
         if self._log is not None or owner_of(self.directory) is not None:
             return "running"
-        return "interrupted" if self.end_reason is None else "finished"
+        ended = self.end_reason is not None and self.is_confirmed()
+        return "finished" if ended else "interrupted"
 
     def baseline(self) -> TrialRecord | None:
         """Trial 0, the spec as given; None before it started."""
@@ -183,6 +198,10 @@ class Study:
     def trial_directory(self, trial: int) -> Path:
         """Return where a trial writes."""
         return self.directory / "trials" / str(trial)
+
+    def confirm_directory(self, run: int) -> Path:
+        """Return where a confirmation run writes."""
+        return self.directory / "confirm" / str(run)
 
     def relative(self, path: Path) -> str:
         """Return a path as the log holds it: a study that is moved finds its own files again."""
@@ -198,30 +217,35 @@ class Study:
         """Return the trials without an end."""
         return [trial for trial in self.trials if trial.state == "running"]
 
+    def confirmations_of(self, trial: int) -> list[ConfirmRecord]:
+        """Return the repetitions of a trial."""
+        return [run for run in self.confirmations if run.trial == trial]
+
+    def is_confirmed(self) -> bool:
+        """Whether the winner's repetitions have ended, or there is nothing to confirm."""
+        best, wanted = self.best(), self.resolved.study.confirm
+        if not wanted or best is None or best.id == 0:
+            return True
+        return all(
+            sum(run.state != "running" for run in self.confirmations_of(trial)) >= wanted
+            for trial in (0, best.id)
+        )
+
     def value(self, trial: TrialRecord) -> float | None:
         """Return a complete trial's objective at full fidelity; None for every other trial."""
         if trial.state != "complete":
             return None
         return trial.value_at(self.resolved.full_epochs, self.objective.metric)
 
-    def best(self) -> TrialRecord | None:
+    def best(self, among: Sequence[TrialRecord] | None = None) -> TrialRecord | None:
         """Return the best complete trial at full fidelity; of equals the earlier one."""
-        values = [(trial, self.value(trial)) for trial in self.trials]
+        values = [(t, self.value(t)) for t in (self.trials if among is None else among)]
         scored = [(self.objective.loss(v), t.id, t) for t, v in values if v is not None]
         return min(scored, key=lambda item: item[:2])[2] if scored else None
 
     def active_seconds(self, now: float | None = None) -> float:
         """Return the wall time of all sessions; `now` (since 1970) extends the open one."""
-        total, start, last = 0.0, None, 0.0
-        for event in self.events:
-            at = _seconds(event)
-            if event["kind"] == "session_started":
-                total += last - start if start is not None else 0.0
-                start = at
-            last = at
-        if start is None:
-            return total
-        return total + max(now or last, last) - start
+        return self._clock.active(now)
 
     def dataframe(self) -> pd.DataFrame:
         """Return one row per trial: outcome, cost and parameters.
@@ -237,6 +261,17 @@ class Study:
         columns = ["trial", "state", "epochs", "value", "seconds", "attempts", "started", "ended",
                    "detail", *paths]  # fmt: skip
         return pd.DataFrame(rows, columns=columns)
+
+    def confirm_frame(self) -> pd.DataFrame:
+        """Return one row per repetition: run, trial, seed, state, epochs, value, seconds."""
+        import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+        rows = [
+            {"run": run.id, "trial": run.trial, "seed": run.seed, "state": run.state,
+             "epochs": run.last_epoch, "value": self.value(run), "seconds": run.seconds}
+            for run in self.confirmations
+        ]  # fmt: skip
+        return pd.DataFrame(rows)
 
     def epoch_frame(self) -> pd.DataFrame:
         """Return one row per finished epoch: trial, epoch, decision, rung, seconds, metrics."""
@@ -254,42 +289,44 @@ class Study:
     # --- the fold ---
 
     def _check(self, event: Mapping[str, Any]) -> None:
-        kind = event["kind"]
-        if kind not in ("trial_started", "epoch", "trial_ended"):
+        kind: str = event["kind"]
+        word, _, what = kind.rpartition("_")
+        if not kind.startswith(("trial_", "confirm_", "epoch")):
             return
-        number: int = event["trial"]
-        known = number < len(self.trials)
+        runs, number = self._runs_of(event)
+        record = runs[number] if number < len(runs) else None
         problem = ""
-        if kind == "trial_started":
-            if not known and number != len(self.trials):
-                problem = f"the next trial is {len(self.trials)}"
-            elif known and self.trials[number].state != "running":
-                problem = f"it has ended ({self.trials[number].state})"
-        elif not known:
-            problem = "it has not started"
-        elif self.trials[number].state != "running":
-            problem = f"it has ended ({self.trials[number].state})"
-        elif kind == "epoch" and event["epoch"] != self.trials[number].last_epoch + 1:
-            problem = f"its next epoch is {self.trials[number].last_epoch + 1}"
-        elif kind == "trial_ended" and event["state"] not in ENDED:
-            problem = f"a trial ends as one of {', '.join(ENDED)}"
+        if record is None:
+            if what != "started":
+                problem = "it has not started"
+            elif number != len(runs):
+                problem = f"the next {word} is {len(runs)}"
+        elif record.state != "running":
+            problem = f"it has ended ({record.state})"
+        elif what == "epoch" and event["epoch"] != record.last_epoch + 1:
+            problem = f"its next epoch is {record.last_epoch + 1}"
+        elif what == "ended" and event["state"] not in ENDED:
+            problem = f"a {word} ends as one of {', '.join(ENDED)}"
         if problem:
-            facts = {key: event[key] for key in ("trial", "epoch", "state") if key in event}
+            facts = {k: event[k] for k in ("run", "trial", "epoch", "state") if k in event}
             raise StoreError(f"{self.directory}: event {kind} {facts} is impossible: {problem}")
 
     def _apply(self, event: Event) -> None:
         self.events.append(event)
+        at = self._clock.add(event)
         match event["kind"]:
             case "trial_started":
-                self._start(event)
+                self._start(event, at)
                 self.end_reason = None
-            case "epoch":
-                self._trial(event).epochs.append(self._epoch(event))
-            case "trial_ended":
-                trial = self._trial(event)
-                trial.state = event["state"]
-                trial.detail = event.get("detail", "")
-                trial.ended = _seconds(event)
+            case "confirm_started":
+                self._start(event, at)
+            case "epoch" | "confirm_epoch":
+                self._run(event).epochs.append(self._epoch(event))
+            case "trial_ended" | "confirm_ended":
+                run = self._run(event)
+                run.state = event["state"]
+                run.detail = event.get("detail", "")
+                run.ended = at
             case "promotion_step":
                 self.promotion[event["step"]] = event
             case "study_ended":
@@ -297,9 +334,15 @@ class Study:
             case _:
                 pass
 
-    def _trial(self, event: Event) -> TrialRecord:
-        number: int = event["trial"]
-        return self.trials[number]
+    def _runs_of(self, event: Mapping[str, Any]) -> tuple[Sequence[TrialRecord], int]:
+        """Return the runs that an event belongs to, and which one of them it is about."""
+        if event["kind"].startswith("confirm_"):
+            return self.confirmations, event["run"]
+        return self.trials, event["trial"]
+
+    def _run(self, event: Event) -> TrialRecord:
+        runs, number = self._runs_of(event)
+        return runs[number]
 
     def _epoch(self, event: Event) -> EpochRecord:
         metrics: dict[str, float] = dict(event["metrics"])
@@ -313,17 +356,20 @@ class Study:
             rung=event.get("rung"),
         )
 
-    def _start(self, event: Event) -> None:
-        number: int = event["trial"]
-        if number == len(self.trials):
-            seed = event.get("seed", 0)
-            self.trials.append(TrialRecord(number, event["params"], seed, _seconds(event)))
+    def _start(self, event: Event, at: float) -> None:
+        runs, number = self._runs_of(event)
+        if number == len(runs):
+            facts = (number, event["params"], event.get("seed", 0), at)
+            if runs is self.trials:
+                self.trials.append(TrialRecord(*facts))
+            else:
+                self.confirmations.append(ConfirmRecord(*facts, trial=event["trial"]))
             return
-        trial = self.trials[number]
-        trial.attempts += 1
-        trial.retries += event.get("cause") == "retried"
+        run = runs[number]
+        run.attempts += 1
+        run.retries += event.get("cause") == "retried"
         resumed_from = event.get("resumed_from_epoch", 0)
-        trial.epochs = [record for record in trial.epochs if record.epoch <= resumed_from]
+        run.epochs = [record for record in run.epochs if record.epoch <= resumed_from]
 
     def _row(self, trial: TrialRecord, paths: list[str]) -> dict[str, Any]:
         value = trial.value_at(trial.last_epoch, self.objective.metric)
@@ -348,8 +394,8 @@ def open_study(resolved: ResolvedStudy, directory: Path) -> Study:
     except OSError as error:
         raise write_error(directory, error) from error
     try:
-        old_budget = check_lock(resolved, directory, directory / EVENTS_FILE)
-        return _open_log(resolved, directory, owner, old_budget)
+        old = check_lock(resolved, directory, directory / EVENTS_FILE)
+        return _open_log(resolved, directory, owner, old)
     except BaseException:
         release(owner)
         raise
@@ -370,9 +416,7 @@ def read_study(directory: Path) -> Study:
     return Study(directory, resolved, None, None)
 
 
-def _open_log(
-    resolved: ResolvedStudy, directory: Path, owner: int, old_budget: BudgetChoice | None
-) -> Study:
+def _open_log(resolved: ResolvedStudy, directory: Path, owner: int, old: StudySpec | None) -> Study:
     log = EventLog(directory / EVENTS_FILE)
     try:
         study = Study(directory, resolved, log, owner)
@@ -382,8 +426,8 @@ def _open_log(
         session = {"pid": os.getpid(), "host": socket.gethostname()}
         facts = {"code_version": code_version(), "repaired_bytes": log.repaired_bytes}
         study.append({"kind": "session_started", **session, **facts})
-        if old_budget is not None:
-            change = {"old": asdict(old_budget), "new": asdict(resolved.study.budget)}
+        if old is not None:
+            change = {"old": _limits(old), "new": _limits(resolved.study)}
             study.append({"kind": "budget_changed", **change})
     except BaseException:
         log.close()
@@ -391,8 +435,32 @@ def _open_log(
     return study
 
 
-def _seconds(event: Event) -> float:
-    return datetime.fromisoformat(event["time"]).timestamp()
+def _limits(study: StudySpec) -> dict[str, Any]:
+    return {**asdict(study.budget), "confirm": study.confirm}
+
+
+class _Clock:
+    """Adds up the wall time of all sessions, event by event; seconds since 1970."""
+
+    def __init__(self) -> None:
+        self._closed = 0.0
+        self._started: float | None = None
+        self._last = 0.0
+
+    def add(self, event: Event) -> float:
+        """Take the next event and return its time."""
+        at = datetime.fromisoformat(event["time"]).timestamp()
+        if event["kind"] == "session_started":
+            self._closed = self.active(None)
+            self._started = at
+        self._last = at
+        return at
+
+    def active(self, now: float | None) -> float:
+        """Return the wall time of all sessions, the open one up to `now` or the last event."""
+        if self._started is None:
+            return self._closed
+        return self._closed + max(now or self._last, self._last) - self._started
 
 
 def _utc(seconds: float | None) -> str:

@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from automl.algorithms.table import make_algorithm
+from automl.budget import Budget
+from automl.confirm import confirm
 from automl.contract import Status, Trainable, find_trainable
 from automl.errors import AutoMLError, PromotionError, StudyLockedError, UnreadableError
+from automl.gain import gain, in_words
 from automl.objectives import as_read, score
 from automl.plan import RESULTS, Prepared, duration, forecast_of, prepare, seconds_per_epoch, table
 from automl.policy import (
@@ -29,9 +32,10 @@ from automl.policy import (
 from automl.promote.chain import Bundle, promote, record_check
 from automl.promote.isolated import Outcome, run_action
 from automl.resources import of_study
+from automl.runners import run_driver
 from automl.store import ResolvedStudy, Study, open_study, owner_of, read_lock
 from automl.study_spec import DataOption, load_study
-from automl.trial import TRIAL_VARIABLE
+from automl.trial import TRIAL_VARIABLE, TrialDriver
 
 LOG_BYTES = 16 * 2**20  # room for logs, reports and TensorBoard events of a study
 SPARE_CHECKPOINTS = 6  # best, baseline, one being replaced; copy, graph and engine in the bundle
@@ -185,12 +189,15 @@ def conclusion(study: Study, bundle: Bundle | None) -> str:
     objective, best, baseline = study.objective, study.best(), study.baseline()
     states = [trial.state for trial in study.trials]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    lines = [f"{len(states)} trials: {counts}; {duration(study.active_seconds())} in all"]
+    spent = Budget.of(study.resolved.study).spent(study)
+    price = f", cost {spent:.2f}" if spent is not None else ""
+    lines = [f"{len(states)} trials: {counts}; {duration(study.active_seconds())} in all{price}"]
     if best is not None:
         lines.append(f"best      trial {best.id}: {score(objective, study.value(best))}")
         value = study.value(baseline) if baseline is not None else None
         shown = score(objective, value) if value is not None else "no score at full length"
         lines.append(f"baseline  trial 0: {shown}")
+    lines += _confirmed(study)
     if bundle is not None and bundle.metrics:
         lines += ["", _parity_table(bundle)]
     if bundle is not None and bundle.directory is not None:
@@ -199,6 +206,16 @@ def conclusion(study: Study, bundle: Bundle | None) -> str:
         lines += [f"  {problem}" for problem in bundle.problems]
     epochs = study.resolved.full_epochs
     return "\n".join([f"{objective.metric} after {epochs} epochs, {objective.direction}d:", *lines])
+
+
+def _confirmed(study: Study) -> list[str]:
+    """What the repetitions say, or what a single score of each does not."""
+    best, found = study.best(), gain(study)
+    if found is not None:
+        return [in_words(found, study.objective)]
+    if best is None or best.id == 0:
+        return []
+    return ["one run of each: whether the difference repeats on other seeds was not measured"]
 
 
 def _parity_table(bundle: Bundle) -> str:
@@ -293,26 +310,15 @@ def _run_trials(
     study: Study, prepared: Prepared, address: str | None, progress: bool, say: Say
 ) -> None:
     settings = study.resolved.study
-    share = of_study(settings)
-    forecast, source = forecast_of(prepared, study, share)
-    time = f"about {duration(forecast.seconds)}" if forecast.seconds else "unknown"
-    say(f"study {study.name}: forecast {time} ({source})")
+    ahead, source = forecast_of(prepared, study)
+    time = f"about {duration(ahead.seconds)}" if ahead.seconds is not None else "unknown"
+    price = f", cost {ahead.cost:.2f}" if ahead.cost is not None else ""
+    say(f"study {study.name}: forecast {time}{price} ({source})")
     algorithm = make_algorithm(settings, study.resolved.space, study)
     with _shown(study, prepared, progress) as live:
-        if settings.runner == "local":
-            from automl.runners import local
-
-            local.run(study, algorithm, prepared.trainable, live=live)
-        else:
-            from automl.runners import ray_tune
-
-            ray_tune.run(
-                study,
-                algorithm,
-                prepared.trainable,
-                live=live,
-                address=address or settings.address,
-            )
+        address = address or settings.address
+        run_driver(TrialDriver(study, algorithm, prepared.trainable, live), address)
+        confirm(study, prepared.trainable, live=live, address=address)
 
 
 def _shown(

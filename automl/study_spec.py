@@ -82,13 +82,18 @@ class BudgetChoice:
         trials: trials started.
         epochs: finished epochs of all trials together.
         hours: wall time of all sessions together.
+        cost: money for the machine, all sessions together, at `cost_per_hour`.
+        cost_per_hour: of the machine or machines; without `cost` it is only reported.
         target: value of the objective that is good enough.
-        no_improvement: full-length trials in a row that did not improve the best.
+        no_improvement: the study ends when its last so many trials, complete or not, improved
+            the best by less than 0.1 % of it, so that no improvement is to be expected.
     """
 
     trials: int | None = None
     epochs: int | None = None
     hours: float | None = None
+    cost: float | None = None
+    cost_per_hour: float | None = None
     target: float | None = None
     no_improvement: int | None = None
 
@@ -121,7 +126,10 @@ class PromoteChoice:
 
 @dataclass(frozen=True)
 class StudySpec:
-    """One study, checked; the attributes are the keys of a study file plus name and profile."""
+    """One study, checked; the attributes are the keys of a study file plus name and profile.
+
+    `confirm` is how often baseline and winner are trained again on further seeds, 0: not at all.
+    """
 
     name: str
     model: str
@@ -137,6 +145,7 @@ class StudySpec:
     runner: Literal["ray", "local"] = "ray"
     address: str | None = None
     seed: int = 0
+    confirm: int = 0
     allow_partial_load: bool = False
     promote: PromoteChoice = field(default_factory=PromoteChoice)
 
@@ -405,10 +414,17 @@ def _data_source(entry: str, default_class: str) -> dict[str, str]:
 
 def _check_rules(study: StudySpec, source: str, problems: list[Problem]) -> None:
     budget = asdict(study.budget)
-    if all(limit is None for limit in budget.values()):
-        keys = ", ".join(f"budget.{key}" for key in budget)
+    limits_given = [key for key, limit in budget.items() if limit is not None]
+    if not set(limits_given) - {"cost_per_hour"}:
+        keys = ", ".join(f"budget.{key}" for key in budget if key != "cost_per_hour")
         problems.append(Problem(source, "budget", f"has no limit; set at least one of {keys}"))
     positive = {f"budget.{key}": limit for key, limit in budget.items() if key != "target"}
+    if study.budget.cost is not None and study.budget.cost_per_hour is None:
+        problem = "needs budget.cost_per_hour, the price of this machine"
+        problems.append(Problem(source, "budget.cost", problem))
+    if study.confirm < 0 or study.confirm == 1:
+        got = f"got {study.confirm}, allowed 0 (off), 2 or more: an interval needs two runs"
+        problems.append(Problem(source, "confirm", got))
     resources, limits = asdict(study.resources), asdict(study.trial_limits)
     positive |= {f"resources.{key}": each for key, each in resources.items() if key != "gpus"}
     positive |= {f"trial_limits.{key}": limit for key, limit in limits.items()}

@@ -1,8 +1,9 @@
 """One trial in any runner: patch the spec, run the trainer, record every epoch and the outcome.
 
-`run_trial` is the worker's half: it runs the trainer and knows nothing of the study. `TrialDriver`
+`run_trial` is the worker's half: it runs the trainer and knows nothing of the study. A `Driver`
 is the driver's half and the log's only writer: it hands out jobs, writes every event before
 anybody acts on it, and decides. A runner carries jobs one way and reports the other way.
+`TrialDriver` is the driver of the search; `automl.confirm` has one for repetitions.
 
 A trial that the log shows as running is continued from the checkpoint of its last logged epoch,
 so the epochs of a trial are consecutive whatever was killed. An epoch counts when it is logged.
@@ -15,21 +16,23 @@ import math
 import os
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from automl.algorithms.rungs import Decision
 from automl.algorithms.table import Algorithm
 from automl.budget import Budget
-from automl.contract import Report, Status, find_trainable
+from automl.contract import RESUME_KEY, Report, Status, find_trainable
 from automl.errors import AutoMLError, StoreError, StudyFailedError
+from automl.events import write_error
 from automl.store import Study, TrialRecord
 from automl.study_spec import set_path
 
-RESUME_KEY = "train.resume_training_checkpoint_path"
 TRIAL_VARIABLE = "DEPTHTUNE_TRIAL"  # set while a trial trains: a trial never starts a study
 WORKER_LOG = "worker.log"  # in the trial's directory: output of its process, and tracebacks
 FAILURES_IN_A_ROW = 3
@@ -107,34 +110,39 @@ class _Attempt:
     heard: float
 
 
-class TrialDriver:
-    """The only writer of a study's trials, and the place where decisions become events.
+class Driver(ABC):
+    """The only writer of a series of runs, and the place where decisions become events.
 
     Attributes:
         study: the open study.
         failure: the first error after which the study cannot go on; None while all is well.
+        word: what one run of the series is called.
+        events: kinds of the events started, epoch and ended, and the key of the run's number.
+        failures_in_a_row: so many failed runs in a row stop the study; None: never.
     """
+
+    word: str
+    events: tuple[str, str, str, str]
+    failures_in_a_row: int | None = FAILURES_IN_A_ROW
 
     def __init__(
         self,
         study: Study,
-        algorithm: Algorithm,
         trainable: str,
         on_event: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
         """Close or queue what an earlier session left running."""
         self.study = study
         self.failure: AutoMLError | None = None
-        self._algorithm = algorithm
-        self._budget = Budget(study.resolved.study.budget)
         self._trainable = trainable
         self._on_event = on_event
         self._waiting: deque[tuple[TrialRecord, Cause, str]] = deque()
         self._attempts: dict[int, _Attempt] = {}
-        self._space_used_up = False
         self._failed_in_a_row = 0
         self._pruned: set[int] = set()
-        for record in study.running():
+        for record in self.records():
+            if record.state != "running":
+                continue
             state = _decided_state(record)
             if state is None:
                 self._waiting.append((record, "resumed", ""))
@@ -142,33 +150,65 @@ class TrialDriver:
                 self._end(record.id, state, "")
         self._prune_checkpoints()
 
+    # --- what a series of runs is ---
+
+    @abstractmethod
+    def records(self) -> Sequence[TrialRecord]:
+        """Return the runs so far; a run's number is its place."""
+
+    @abstractmethod
+    def directory(self, number: int) -> Path:
+        """Return where a run writes."""
+
+    @abstractmethod
+    def end_reason(self) -> str | None:
+        """Return why no new run is started, or None."""
+
+    @abstractmethod
+    def end_study(self) -> None:
+        """Record that every run has ended."""
+
+    @abstractmethod
+    def _proposal(self) -> Mapping[str, Any] | None:
+        """Return `params`, `seed` and other facts of the next run; None: there is none."""
+
+    @abstractmethod
+    def _decide(self, number: int, epoch: int, value: float) -> Decision:
+        """Decide about a run after an epoch that is not in the log yet."""
+
+    @abstractmethod
+    def _spec(self, record: TrialRecord) -> dict[str, Any]:
+        """Return the complete spec of a run."""
+
+    def _overrun(self) -> str | None:
+        """Return why a run ends although it would go on, or None."""
+        return None
+
+    def _keeps(self, record: TrialRecord) -> bool:
+        """Whether the last checkpoint of an ended run is still needed."""
+        return False
+
     # --- handing out jobs ---
 
     def next_job(self) -> Job | None:
-        """Start the next trial: one to continue, else a new one; None when there is none."""
+        """Start the next run: one to continue, else a new one; None when there is none."""
         if self.failure is not None:
             return None
         if self._waiting:
             return self._start_again(*self._waiting.popleft())
         if self.end_reason() is not None:
             return None
-        suggestion = self._algorithm.ask()
-        if suggestion is None:
-            self._space_used_up = True
+        facts = self._proposal()
+        if facts is None:
             return None
-        trial, params = suggestion
-        self._append_start(trial, params, {"attempt": 1, "resumed_from_epoch": 0, "cause": "new"})
-        return self._job(trial, params, None)
+        number = len(self.records())
+        start = {"attempt": 1, "resumed_from_epoch": 0, "cause": "new"}
+        self._append_run(0, number, **facts, **start)
+        return self._job(self.records()[number], None)
 
     def has_work(self) -> bool:
         """Whether `next_job` would give a job now."""
         return self.failure is None and (bool(self._waiting) or self.end_reason() is None)
-
-    def end_reason(self) -> str | None:
-        """Return why no new trial is started, or None."""
-        if self._space_used_up:
-            return "every combination of the searched values has been tried"
-        return self._budget.exhausted(self.study)
 
     def job_started(self, trial: int) -> None:
         """Start the clocks of a trial: its worker has it now."""
@@ -181,7 +221,7 @@ class TrialDriver:
         self, trial: int, epoch: int, metrics: Mapping[str, float], checkpoint: Path | None
     ) -> bool:
         """Record a finished epoch with the decision about it; True: the trial stops here."""
-        record = self.study.trials[trial]
+        record = self.records()[trial]
         if record.state != "running":
             return True
         fault = self._fault(record, epoch, metrics)
@@ -189,27 +229,28 @@ class TrialDriver:
             self._end(trial, *fault)
             return True
         value = metrics[self.study.objective.metric]
-        decision = self._algorithm.stop(trial, epoch, value)
-        self._append(
-            {
-                "kind": "epoch",
-                "trial": trial,
-                "epoch": epoch,
-                "metrics": dict(metrics),
-                "checkpoint": self.study.relative(checkpoint) if checkpoint else None,
-                "decision": decision.action,
-                "rung": decision.rung,
-            }
+        decision = self._decide(trial, epoch, value)
+        self._append_run(
+            1,
+            trial,
+            epoch=epoch,
+            metrics=dict(metrics),
+            checkpoint=self.study.relative(checkpoint) if checkpoint else None,
+            decision=decision.action,
+            rung=decision.rung,
         )
         if trial in self._attempts:
             self._attempts[trial].heard = time.monotonic()
         if decision.action == "continue":
-            return self._end_with_budget(trial)
+            reason = self._overrun()
+            if reason is not None:
+                self._end(trial, "stopped", reason)
+            return reason is not None
         return decision.action == "stop"
 
     def on_end(self, trial: int, outcome: Outcome) -> None:
         """Record how a trial's training ended; a failure is tried once more."""
-        record = self.study.trials[trial]
+        record = self.records()[trial]
         if record.state != "running" or self.failure is not None:
             return
         decided = _decided_state(record)
@@ -218,9 +259,9 @@ class TrialDriver:
         elif outcome.disk_full:
             self.fail(
                 StoreError(
-                    f"{self.study.directory}: the disk is full: trial {trial} could not write"
-                    f" ({outcome.detail}). Free some space and run the same command again: the"
-                    " trial continues from its last epoch"
+                    f"{self.study.directory}: the disk is full: {self.word} {trial} could not"
+                    f" write ({outcome.detail}). Free some space and run the same command again:"
+                    " it continues from its last epoch"
                 )
             )
         elif outcome.status == Status.OK:
@@ -234,7 +275,7 @@ class TrialDriver:
 
     def on_lost(self, trial: int, reason: str) -> None:
         """Record that a trial's worker died."""
-        record = self.study.trials[trial]
+        record = self.records()[trial]
         if record.state != "running" or self.failure is not None:
             return
         decided = _decided_state(record)
@@ -253,7 +294,7 @@ class TrialDriver:
         for trial in list(self._attempts):
             reason = self.over_limit(trial)
             if reason is not None:
-                decided = _decided_state(self.study.trials[trial])
+                decided = _decided_state(self.records()[trial])
                 self._end(trial, decided or Status.FAILED, reason)
                 overdue.append(trial)
         return overdue
@@ -272,11 +313,6 @@ class TrialDriver:
             return f"killed: longer than {limits.hours:g} h (trial_limits.hours)"
         return None
 
-    def end_study(self) -> None:
-        """Record that the budget is used and every trial has ended."""
-        if self.study.end_reason is None:
-            self._append({"kind": "study_ended", "reason": self.end_reason()})
-
     def fail(self, error: AutoMLError) -> None:
         """Remember why the study cannot go on; the first reason counts."""
         self.failure = self.failure or error
@@ -288,28 +324,22 @@ class TrialDriver:
         if checkpoint is None or not checkpoint.is_file():
             checkpoint = None
         resumed_from = record.last_epoch if checkpoint else 0
-        start = {"attempt": record.attempts + 1, "resumed_from_epoch": resumed_from, "cause": cause}
-        self._append_start(record.id, record.params, start | ({"detail": detail} if detail else {}))
-        return self._job(record.id, record.params, checkpoint)
+        again = {"attempt": record.attempts + 1, "resumed_from_epoch": resumed_from, "cause": cause}
+        more = {"detail": detail} if detail else {}
+        facts = {"params": dict(record.params), "seed": record.seed}
+        self._append_run(0, record.id, **facts, **again, **more)
+        return self._job(record, checkpoint)
 
-    def _append_start(
-        self, trial: int, params: Mapping[str, Any], start: Mapping[str, Any]
-    ) -> None:
-        seed = self.study.resolved.study.seed
-        facts = {"kind": "trial_started", "trial": trial, "params": dict(params), "seed": seed}
-        self._append({**facts, **start})
-
-    def _job(self, trial: int, params: Mapping[str, Any], checkpoint: Path | None) -> Job:
-        resolved = self.study.resolved
-        spec = resolved.space.apply(resolved.base_spec, params)
+    def _job(self, record: TrialRecord, checkpoint: Path | None) -> Job:
+        spec = self._spec(record)
         if checkpoint is not None:
             set_path(spec, RESUME_KEY, str(checkpoint))
-        directory = self.study.trial_directory(trial)
+        directory = self.directory(record.id)
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreError(f"{directory}: cannot be made: {error.strerror}") from error
-        return Job(trial, self._trainable, spec, directory)
+            raise write_error(directory, error) from error
+        return Job(record.id, self._trainable, spec, directory)
 
     def _fault(
         self, record: TrialRecord, epoch: int, metrics: Mapping[str, float]
@@ -333,24 +363,21 @@ class TrialDriver:
 
     def _end(self, trial: int, state: str, detail: str) -> None:
         self._attempts.pop(trial, None)
-        self._append({"kind": "trial_ended", "trial": trial, "state": str(state), "detail": detail})
+        self._append_run(2, trial, state=str(state), detail=detail)
         self._failed_in_a_row = self._failed_in_a_row + 1 if state == Status.FAILED else 0
-        if self._failed_in_a_row >= FAILURES_IN_A_ROW:
+        if self._failed_in_a_row == self.failures_in_a_row:
             self.fail(
                 StudyFailedError(
-                    f"{self.study.directory}: {FAILURES_IN_A_ROW} trials in a row failed, the last"
-                    f" one (trial {trial}) with: {detail}. See {self.study.trial_directory(trial)};"
-                    " when the cause is gone, run the same command again"
+                    f"{self.study.directory}: {self.failures_in_a_row} {self.word}s in a row"
+                    f" failed, the last one ({self.word} {trial}) with: {detail}. See"
+                    f" {self.directory(trial)}; when the cause is gone, run the same command again"
                 )
             )
         self._prune_checkpoints()
 
-    def _end_with_budget(self, trial: int) -> bool:
-        """End a trial that would go on although the time is up or the target is reached."""
-        reason = self._budget.overrun(self.study)
-        if reason is not None:
-            self._end(trial, "stopped", reason)
-        return reason is not None
+    def _append_run(self, which: int, number: int, **facts: Any) -> None:
+        """Append an event of one run: 0 started, 1 epoch, 2 ended."""
+        self._append({"kind": self.events[which], self.events[3]: number, **facts})
 
     def _append(self, event: Mapping[str, Any]) -> None:
         self.study.append(event)
@@ -360,17 +387,77 @@ class TrialDriver:
     # --- checkpoints ---
 
     def _prune_checkpoints(self) -> None:
-        """Delete the checkpoints of ended trials except the baseline's and the best's last one."""
-        best = self.study.best()
-        suffixes = {trial.checkpoint.suffix for trial in self.study.trials if trial.checkpoint}
-        for record in self.study.trials:
+        """Delete the checkpoints of ended runs, except the last one of those still needed."""
+        records = self.records()
+        suffixes = {record.checkpoint.suffix for record in records if record.checkpoint}
+        for record in records:
             if record.state == "running" or record.id in self._pruned:
                 continue
-            kept = record.id == 0 or (best is not None and record.id == best.id)
-            keep = record.checkpoint if kept and record.state == "complete" else None
-            _delete_files(self.study.trial_directory(record.id), suffixes | {".tmp"}, keep)
+            keep = record.checkpoint if self._keeps(record) else None
+            _delete_files(self.directory(record.id), suffixes | {".tmp"}, keep)
             if keep is None:
                 self._pruned.add(record.id)
+
+
+class TrialDriver(Driver):
+    """The driver of the search: the algorithm proposes and stops, the budget ends it."""
+
+    word = "trial"
+    events = ("trial_started", "epoch", "trial_ended", "trial")
+
+    def __init__(
+        self,
+        study: Study,
+        algorithm: Algorithm,
+        trainable: str,
+        on_event: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> None:
+        """Close or queue what an earlier session left running."""
+        self._algorithm = algorithm
+        self._budget = Budget.of(study.resolved.study)
+        self._space_used_up = False
+        super().__init__(study, trainable, on_event)
+
+    def records(self) -> Sequence[TrialRecord]:
+        """Return the trials so far."""
+        return self.study.trials
+
+    def directory(self, number: int) -> Path:
+        """Return where a trial writes."""
+        return self.study.trial_directory(number)
+
+    def end_reason(self) -> str | None:
+        """Return why no new trial is started, or None."""
+        if self._space_used_up:
+            return "every combination of the searched values has been tried"
+        return self._budget.exhausted(self.study)
+
+    def end_study(self) -> None:
+        """Record that the budget is used and every trial has ended."""
+        if self.study.end_reason is None:
+            self._append({"kind": "study_ended", "reason": self.end_reason()})
+
+    def _proposal(self) -> Mapping[str, Any] | None:
+        suggestion = self._algorithm.ask()
+        if suggestion is None:
+            self._space_used_up = True
+            return None
+        return {"params": dict(suggestion[1]), "seed": self.study.resolved.study.seed}
+
+    def _decide(self, number: int, epoch: int, value: float) -> Decision:
+        return self._algorithm.stop(number, epoch, value)
+
+    def _spec(self, record: TrialRecord) -> dict[str, Any]:
+        resolved = self.study.resolved
+        return resolved.space.apply(resolved.base_spec, record.params)
+
+    def _overrun(self) -> str | None:
+        return self._budget.overrun(self.study)
+
+    def _keeps(self, record: TrialRecord) -> bool:
+        best = self.study.best()
+        kept = record.id == 0 or (best is not None and record.id == best.id)
+        return kept and record.state == "complete"
 
 
 def _decided_state(record: TrialRecord) -> str | None:

@@ -27,6 +27,7 @@ import yaml
 from automl.contract import Status, Trainable, find_trainable
 from automl.errors import AutoMLError, NoResultError, PromotionError, TrainableError
 from automl.events import BUNDLE_FORMAT_VERSION
+from automl.gain import gain
 from automl.promote.isolated import ActionProcess, Outcome
 from automl.store import Study, TrialRecord, code_version
 from automl.study_spec import get_path, merge, set_path
@@ -484,6 +485,7 @@ class _Promotion:
         partial = directory.with_name("bundle.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        found = gain(self.study)
         content: dict[str, Any] = {
             "format_version": BUNDLE_FORMAT_VERSION,
             "model": resolved.study.model,
@@ -492,6 +494,7 @@ class _Promotion:
             "params": self.best.params,
             "accepted": not problems,
             "rejected": list(problems),
+            "gain": found.to_dict() if found is not None else None,
             "steps": [self._step_record(name) for name in self.materials.metrics],
             "metrics": table,
             "limits": {"precision": precision, **limits},

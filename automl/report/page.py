@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 PAGE, CSV, SPEC = "report.html", "trials.csv", "best_spec.yaml"
+REPETITIONS = "confirm.csv"
 
 
 def write_report(study: Study, path: Path | None = None) -> Path:
@@ -41,6 +42,8 @@ def write_report(study: Study, path: Path | None = None) -> Path:
     page = path or study.directory / PAGE
     content = render(study)
     _write(page.with_name(CSV), trials_frame(study).to_csv(index=False))
+    if study.confirmations:
+        _write(page.with_name(REPETITIONS), study.confirm_frame().to_csv(index=False))
     spec = delivery.specs(study)[1]
     if spec is not None:
         _write(page.with_name(SPEC), spec)

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from automl.algorithms.table import make_rungs, resolve
+from automl.budget import Budget
 from automl.report.figures import kind
 from automl.report.importance import Importance, common_epoch
 from automl.report.markup import (
@@ -204,15 +205,22 @@ def cost(study: Study) -> Html:
     share = of_study(study.resolved.study)
     device, per = ("GPU", share.gpus) if share.gpus else ("core", share.cpus)
     seconds = sum(trial.seconds for trial in study.trials)
+    again = sum(run.seconds for run in study.confirmations)
     epochs = sum(trial.last_epoch for trial in study.trials)
     failed = sum(trial.seconds for trial in study.trials if trial.state in FAILURES)
     peaks = [peak for trial in study.trials if (peak := peak_memory(trial)) is not None]
     full = len(study.trials) * _full(study)
-    hours = number(seconds * per / 3600)
+    hours = number((seconds + again) * per / 3600)
+    spent = Budget.of(study.resolved.study).spent(study)
+    price = study.resolved.study.budget.cost_per_hour
+    repeated = [("Confirmation", f"{again:.1f} s of training")] if again else []
+    paid = [("Cost", f"{spent:.2f} at {price:g} per hour")] if spent is not None else []
     return facts(
         [
-            ("Device time", f"{hours} {device}-hours ({seconds:.1f} s of training)"),
+            ("Device time", f"{hours} {device}-hours ({seconds + again:.1f} s of training)"),
+            *repeated,
             ("Wall time", f"{study.active_seconds() / 60:.1f} min, all sessions together"),
+            *paid,
             ("Epochs", f"{epochs} finished; {full} if every trial had run to the end"),
             ("Spent on failed trials", f"{failed:.1f} s"),
             ("Peak memory of one trial", f"{max(peaks):.0f} MiB" if peaks else "not reported"),

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from automl.gain import gain, in_words
 from automl.report.markup import (
     Column,
     Html,
@@ -21,7 +22,8 @@ from automl.store import Study
 
 def state_of(study: Study) -> str:
     """Return how far the study is; a driver that writes its last report has finished."""
-    return "finished" if study.end_reason is not None else study.state
+    ended = study.end_reason is not None and study.is_confirmed()
+    return "finished" if ended else study.state
 
 
 def headline(study: Study) -> str:
@@ -43,10 +45,16 @@ def headline(study: Study) -> str:
             if others
             else "Only the baseline is complete: nothing to compare yet"
         )
-    gain = change(value, before)
+    found = gain(study)
+    if found is not None:
+        return in_words(found, study.objective)
+    part = change(value, before)
     words = "lower" if study.objective.direction == "minimize" else "higher"
-    share = f"{100 * abs(gain):.1f} % " if gain is not None else ""
-    return f"Trial {best.id} is better than the baseline: {metric} is {share}{words}"
+    share = f"{100 * abs(part):.1f} % " if part is not None else ""
+    return (
+        f"Trial {best.id} scored best: {metric} is {share}{words} than the baseline's, in one run"
+        " of each"
+    )
 
 
 def verdict(study: Study, bundle: Mapping[str, Any] | None) -> Html:
@@ -55,7 +63,7 @@ def verdict(study: Study, bundle: Mapping[str, Any] | None) -> Html:
     best, baseline = study.best(), study.baseline()
     value = study.value(best) if best else None
     before = study.value(baseline) if baseline else None
-    gain = value - before if value is not None and before is not None else None
+    apart = value - before if value is not None and before is not None else None
     counts = Counter(trial.state for trial in study.trials)
     full = study.resolved.full_epochs
     tiles = [
@@ -67,11 +75,12 @@ def verdict(study: Study, bundle: Mapping[str, Any] | None) -> Html:
         ),
         _tile(
             "Difference",
-            difference(gain, unit),
+            difference(apart, unit),
             f"{percent(change(value, before))} of the baseline"
-            if gain is not None
+            if apart is not None
             else "needs both complete",
         ),
+        *_confirmed_tile(study),
         _bundle_tile(study, bundle),
         _tile(
             "Trials",
@@ -80,7 +89,51 @@ def verdict(study: Study, bundle: Mapping[str, Any] | None) -> Html:
         ),
     ]
     shown = tag("div", join(tiles), class_="tiles")
-    return join([shown, *_cautions(study, bundle), _other_metrics(study, bundle)])
+    repeated = _repetitions(study)
+    return join([shown, *_cautions(study, bundle), repeated, _other_metrics(study, bundle)])
+
+
+def _confirmed_tile(study: Study) -> list[Html]:
+    found, unit = gain(study), study.objective.unit
+    if found is None:
+        return []
+    looks = {"improved": "good", "worse": "bad", "not_shown": ""}
+    note = "too few complete repetitions"
+    if found.low is not None and found.high is not None:
+        ends = f"{difference(found.low, unit)} to {difference(found.high, unit)}"
+        note = f"{100 * found.confidence:g} % interval {ends}"
+    value = difference(found.difference, unit)
+    look = looks[found.verdict]
+    return [_tile(f"Difference on {found.wanted} further seeds", value, note, look)]
+
+
+def _repetitions(study: Study) -> Html:
+    """Every run of the confirmation."""
+    if not study.confirmations:
+        return Html("")
+    unit = study.objective.unit
+    rows = [
+        (
+            f"{run.trial}" + (" (baseline)" if run.trial == 0 else ""),
+            str(run.seed),
+            run.state,
+            score(study.value(run), unit),
+            f"{run.seconds:.1f}",
+        )
+        for run in study.confirmations
+    ]
+    columns = [
+        Column("Trial", numeric=True),
+        Column("Seed", numeric=True),
+        Column("State"),
+        Column(study.objective.metric, numeric=True),
+        Column("Time [s]", numeric=True),
+    ]
+    told = (
+        "Baseline and winner were trained again on further seeds. Only these runs are compared: the"
+        " winner's score in the search helped to choose it and is left out."
+    )
+    return join([tag("p", told), table("Confirmation on further seeds", columns, rows)])
 
 
 def _other_metrics(study: Study, bundle: Mapping[str, Any] | None) -> Html:
@@ -153,11 +206,14 @@ def _cautions(study: Study, bundle: Mapping[str, Any] | None) -> list[Html]:
         notes.append("The study was interrupted; the same command resumes it.")
     if study.end_reason:
         notes.append(f"The study ended: {study.end_reason}.")
-    if best is not None and best.id != 0:
+    found = gain(study)
+    if found is not None:
+        notes.append(f"{in_words(found, study.objective)}.")
+    elif best is not None and best.id != 0:
         notes.append(
             "Baseline and best were each trained once. How much a score varies between seeds was "
             "not measured, and the best of several trials is also the luckiest of them: small "
-            "differences may not repeat."
+            "differences may not repeat. A study with confirm: 3 measures it."
         )
     if best is not None and bundle is not None and bundle["trial"] != best.id:
         notes.append(f"The bundle is of trial {bundle['trial']}, which was the best before.")

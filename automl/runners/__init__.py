@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from automl.trial import TrialDriver
+from automl.trial import Driver
 
 
 class TrainingInterruptedError(BaseException):
@@ -75,7 +75,19 @@ class Interruption:
             raise TrainingInterruptedError
 
 
-def conclude(driver: TrialDriver, interruption: Interruption) -> None:
+def run_driver(driver: Driver, address: str | None = None) -> None:
+    """Run the jobs of a driver in the runner that its study names, Ray or this process."""
+    if driver.study.resolved.study.runner == "local":
+        from automl.runners import local
+
+        local.drive(driver)
+    else:
+        from automl.runners import ray_tune
+
+        ray_tune.drive(driver, address=address)
+
+
+def conclude(driver: Driver, interruption: Interruption) -> None:
     """Record why the study ended.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from automl.errors import AutoMLError
 from automl.runners import Interruption, conclude
-from automl.trial import Job, Outcome, TrialDriver, run_trial
+from automl.trial import Driver, Job, Outcome, TrialDriver, run_trial
 
 if TYPE_CHECKING:
     from automl.algorithms.table import Algorithm
@@ -32,7 +32,11 @@ def run(
         AutoMLError: the study cannot go on (full disk, trials keep failing).
         KeyboardInterrupt: SIGINT arrived; SystemExit(143): SIGTERM. Both resume.
     """
-    driver = TrialDriver(study, algorithm, trainable, live)
+    drive(TrialDriver(study, algorithm, trainable, live))
+
+
+def drive(driver: Driver) -> None:
+    """Run the jobs of a driver; raises as `run` does."""
     with Interruption() as interruption:
         while interruption.signal is None and (job := driver.next_job()) is not None:
             driver.job_started(job.trial)
@@ -42,7 +46,7 @@ def run(
         conclude(driver, interruption)
 
 
-def _train(driver: TrialDriver, job: Job, interruption: Interruption) -> Outcome | None:
+def _train(driver: Driver, job: Job, interruption: Interruption) -> Outcome | None:
     def report(epoch: int, metrics: Mapping[str, float], checkpoint: Path | None) -> bool:
         with interruption.held_back():
             try:

@@ -1,6 +1,6 @@
 """Our search and stop rules in the shape Ray Tune asks for.
 
-Ray's searcher and scheduler hold no state here: both pass on to the `TrialDriver`, which writes
+Ray's searcher and scheduler hold no state here: both pass on to the `Driver`, which writes
 the event before Ray acts on it. A Ray trial is one attempt at a trial of the study; a resumed or
 retried trial is a new Ray trial with the same study number.
 
@@ -21,7 +21,7 @@ from ray.tune.search import Searcher
 
 from automl.contract import Status
 from automl.errors import AutoMLError
-from automl.trial import Job, Outcome, TrialDriver
+from automl.trial import Driver, Job, Outcome
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class StudySearcher(Searcher):
     """Suggests the driver's next job; `{"job": Job}` is the configuration of a Ray trial."""
 
-    def __init__(self, driver: TrialDriver) -> None:
+    def __init__(self, driver: Driver) -> None:
         super().__init__()
         self._driver = driver
         self._active: set[str] = set()
@@ -65,7 +65,7 @@ class StudySearcher(Searcher):
 class StudyScheduler(FIFOScheduler):
     """Records what workers report and turns the driver's decision into Ray's."""
 
-    def __init__(self, driver: TrialDriver) -> None:
+    def __init__(self, driver: Driver) -> None:
         super().__init__()
         self._driver = driver
 
@@ -105,7 +105,7 @@ class StudyScheduler(FIFOScheduler):
 class StudyWatch(tune.Callback):
     """Looks after running trials between two of Ray's steps: limits, start times, the way out."""
 
-    def __init__(self, driver: TrialDriver, interruption: Interruption) -> None:
+    def __init__(self, driver: Driver, interruption: Interruption) -> None:
         self._driver = driver
         self._interruption = interruption
         self._workers: dict[int, Any] = {}

@@ -38,7 +38,7 @@ from automl.lock import is_running
 from automl.resources import TrialResources, gpus, of_study
 from automl.runners import Interruption, conclude
 from automl.runners.ray_search import StopWhen, StudyScheduler, StudySearcher, StudyWatch
-from automl.trial import WORKER_LOG, Job, Outcome, TrialDriver, run_trial
+from automl.trial import WORKER_LOG, Driver, Job, Outcome, TrialDriver, run_trial
 
 if TYPE_CHECKING:
     from automl.algorithms.table import Algorithm
@@ -83,10 +83,15 @@ def run(
         AutoMLError: the study cannot go on (full disk, trials keep failing, Ray broke).
         KeyboardInterrupt: SIGINT arrived; SystemExit(143): SIGTERM. Both resume.
     """
+    drive(TrialDriver(study, algorithm, trainable, live), address=address)
+
+
+def drive(driver: Driver, *, address: str | None = None) -> None:
+    """Run the jobs of a driver; raises as `run` does."""
+    study = driver.study
     scratch = study.directory / "ray"
     scratch.mkdir(exist_ok=True)
     end_leftovers(scratch)
-    driver = TrialDriver(study, algorithm, trainable, live)
     share = of_study(study.resolved.study)
     with Interruption() as interruption:
         if driver.has_work():
@@ -101,7 +106,7 @@ def run(
 
 
 def _fit(
-    driver: TrialDriver, interruption: Interruption, share: TrialResources, directory: Path
+    driver: Driver, interruption: Interruption, share: TrialResources, directory: Path
 ) -> None:
     watch = StudyWatch(driver, interruption)
     tuner = tune.Tuner(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -103,7 +104,7 @@ def _train(spec: dict[str, Any], directory: Path, report: Report | None) -> Resu
     for epoch in range(start + 1, train["num_epochs"] + 1):
         began = time.perf_counter()
         _misbehave(behaviour, epoch, directory)
-        value = 0.5 + distance(spec) + 4 * 0.7**epoch
+        value = 0.5 + distance(spec) + 4 * 0.7**epoch + _noise(spec, epoch)
         if train["optim"]["lr"] > 0.05 or epoch == behaviour["diverge_at"]:
             return Result("diverged", metrics, detail=f"epoch {epoch}: the loss became NaN")
         old, checkpoint = checkpoint, directory / f"epoch_{epoch:03d}.json"
@@ -119,6 +120,13 @@ def _train(spec: dict[str, Any], directory: Path, report: Report | None) -> Resu
             break
     artifacts = {"checkpoint": checkpoint} if checkpoint else {}
     return Result("ok", metrics, artifacts)
+
+
+def _noise(spec: Mapping[str, Any], epoch: int) -> float:
+    """A normal number that follows from the seed and what is searched."""
+    train = {**spec["train"], "resume_training_checkpoint_path": None}
+    told = f"{spec['model']} {train} {epoch}"
+    return spec["behaviour"]["noise"] * random.Random(told).gauss(0.0, 1.0)
 
 
 def _misbehave(behaviour: Mapping[str, Any], epoch: int, directory: Path) -> None:

@@ -57,7 +57,7 @@ class Killed(Exception):
 def run(study: Study, kill_after: int | None = None) -> None:
     """Run trials one after another, resuming what is running; `kill_after` events, be gone."""
     algorithm = make_algorithm(study.resolved.study, study.resolved.space, study)
-    budget = Budget(study.resolved.study.budget)
+    budget = Budget.of(study.resolved.study)
     limit = None if kill_after is None else len(study.events) + kill_after
     while study.running() or budget.exhausted(study) is None:
         if study.running():

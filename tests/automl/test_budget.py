@@ -1,12 +1,14 @@
-"""When a study ends, and what its forecast says."""
+"""When a study ends."""
 
+import json
 import time
 
 import pytest
 
 from automl.budget import Budget
+from automl.errors import StudySpecError
 from automl.store import open_study
-from automl.study_spec import BudgetChoice
+from automl.study_spec import BudgetChoice, load_study
 from tests.automl import studies
 
 
@@ -37,7 +39,8 @@ def study(tmp_path):
         ({"target": 2.0}, "trial 1 reached val/epe 2"),
         ({"target": 1.9}, None),
         ({"hours": 0.5}, None),
-        ({"no_improvement": 1}, None),
+        ({"no_improvement": 1}, "the last 1 ended trials"),
+        ({"no_improvement": 2}, None),
         ({"trials": 9, "epochs": 2}, "budget.epochs 2"),
     ],
 )
@@ -52,31 +55,84 @@ def test_hours_count_the_open_session_up_to_now(study):
     assert "budget.hours 0.5" in budget.overrun(study, time.time() + 1900)
 
 
-def test_complete_trials_without_a_better_one_end_the_study(study):
-    budget = Budget(BudgetChoice(no_improvement=2))
-    for trial in (3, 4):
+def one_more(study, value, state="complete"):
+    trial = len(study.trials)
+    studies.start(study, trial, {"train.optim.lr": 1e-4 * (trial + 1)})
+    for epoch in (1, 2) if state == "complete" else (1,):
+        studies.finish_epoch(study, trial, epoch, value)
+    studies.end(study, trial, state)
+
+
+@pytest.mark.parametrize("state", ["complete", "stopped", "diverged"])
+def test_trials_that_bring_nothing_end_the_study_however_they_end(study, state):
+    budget = Budget(BudgetChoice(no_improvement=3))
+    for _ in range(2):
         assert budget.exhausted(study) is None
-        studies.start(study, trial, {"train.optim.lr": 1e-4 * (trial + 1)})
-        for epoch in (1, 2):
-            studies.finish_epoch(study, trial, epoch, 2.5)
-        studies.end(study, trial, "complete")
-    assert "2 complete trials in a row without a better one" in budget.exhausted(study)
+        one_more(study, 2.5, state)
+    reason = budget.exhausted(study)
+    assert "no improvement is expected: the last 3 ended trials" in reason
+    assert "val/epe from 2 to 2 (budget.no_improvement 3)" in reason
 
 
-def test_a_forecast_says_where_its_time_comes_from(study):
-    budget = Budget(BudgetChoice(trials=10))
-    unknown = budget.forecast(lambda trials: 3.0 * trials, concurrency=2)
-    assert (unknown.epochs, unknown.seconds) == (30, None)
-    assert "not known before the first one has finished" in unknown.origin
-
-    measured = budget.forecast(lambda trials: 3.0 * trials, concurrency=2, study=study)
-    assert measured.seconds == 30 * 2.0 / 2
-    assert "the mean of 5 finished epochs of this study" in measured.origin
-    assert "10 trials in random order of quality give about 30 epochs" in measured.origin
+def test_gains_too_small_to_matter_end_the_study_and_others_do_not(study):
+    budget = Budget(BudgetChoice(no_improvement=2))
+    for value in (1.9995, 1.999):
+        one_more(study, value)
+    assert "from 2 to 1.999" in budget.exhausted(study)
+    one_more(study, 1.99)
+    assert budget.exhausted(study) is None
 
 
-def test_a_forecast_respects_the_other_limits():
-    budget = Budget(BudgetChoice(trials=10, epochs=20, hours=0.001))
-    found = budget.forecast(lambda trials: 90.0, concurrency=1, seconds_per_epoch=2.0)
-    assert (found.epochs, found.seconds) == (20, 3.6)
-    assert "at most 0.001 hours" in found.origin
+def test_nothing_is_judged_before_there_is_a_best_trial(tmp_path):
+    study = open_study(studies.resolved(tmp_path), tmp_path / "s")
+    for _ in range(5):
+        one_more(study, 2.0, "diverged")
+    assert Budget(BudgetChoice(no_improvement=2)).exhausted(study) is None
+    study.close()
+
+
+def test_cost_is_time_at_its_price(study):
+    budget = Budget(BudgetChoice(cost=5.0, cost_per_hour=10.0))
+    assert budget.overrun(study, time.time() + 1700) is None
+    reason = budget.overrun(study, time.time() + 1900)
+    assert "0.53 hours passed at 10 per hour (budget.cost 5)" in reason
+    assert Budget(BudgetChoice(cost_per_hour=3600.0)).spent(study) == study.active_seconds()
+    assert Budget(BudgetChoice(trials=1)).spent(study) is None
+
+
+def test_the_tighter_of_hours_and_cost_counts(study):
+    budget = Budget(BudgetChoice(hours=0.2, cost=5.0, cost_per_hour=10.0))
+    assert budget.hours() == 0.2
+    assert "budget.hours 0.2" in budget.overrun(study, time.time() + 800)
+
+
+def test_hours_leave_room_for_the_confirmation_but_never_more_than_half(study):
+    """A full run took 4 s; three rounds of it are 12 s."""
+    limits = BudgetChoice(hours=0.1)
+    at = time.time() + 355
+    assert Budget(limits).overrun(study, at) is None
+    reason = Budget(limits, rounds=3).overrun(study, at)
+    assert "0.10 hours passed, about 0.00 are kept for the confirmation" in reason
+    assert Budget(limits, rounds=3000).overrun(study, time.time() + 150) is None
+    assert Budget(limits, rounds=3000).overrun(study, time.time() + 190) is not None
+
+
+@pytest.mark.parametrize(("confirm", "concurrent", "rounds"), [(0, 2, 0), (3, 2, 3), (3, 4, 2)])
+def test_repetitions_run_side_by_side(confirm, concurrent, rounds):
+    settings = studies.study_spec(confirm=confirm, resources={"max_concurrent": concurrent})
+    assert Budget.of(settings).rounds == rounds
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        ({"cost": 5.0}, "budget.cost: needs budget.cost_per_hour"),
+        ({"cost_per_hour": 5.0}, "budget: has no limit"),
+        ({"cost": 5.0, "cost_per_hour": 0.0}, "budget.cost_per_hour: got 0.0"),
+    ],
+)
+def test_a_cost_without_its_price_is_refused(tmp_path, budget, words):
+    file = tmp_path / "s.yaml"
+    file.write_text(json.dumps({"model": "quadratic", "budget": budget}))
+    with pytest.raises(StudySpecError, match=words):
+        load_study(file)

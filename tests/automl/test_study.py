@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+import html
 import json
 import os
 import signal
@@ -12,6 +14,7 @@ import pytest
 import yaml
 
 from automl.errors import PromotionError, StoreError, StudyLockedError
+from automl.gain import gain, in_words
 from automl.plan import prepare
 from automl.store import open_study, read_study
 from automl.study import RefusedError, promote_study, refuse_without_space, run_study
@@ -64,6 +67,29 @@ def test_a_study_ends_with_bundle_and_report() -> None:
     assert "data: 4 pairs for training, 4 for validation" in text
     assert "baseline  trial 0" in text
     assert "engine - checkpoint" in text
+
+
+def test_a_confirmed_gain_is_in_terminal_bundle_report_and_csv() -> None:
+    said: list[str] = []
+
+    assert run("behaviour.noise=0.05", confirm=2, said=said, budget={"trials": 6}) == 0
+
+    directory = study_directory()
+    study = read_study(directory)
+    found = gain(study)
+    assert found is not None
+    words = in_words(found, study.objective)
+    assert words in "\n".join(said)
+    bundle = json.loads((directory / "bundle" / "bundle.json").read_text())
+    assert bundle["gain"]["low"] == found.low
+    assert bundle["gain"]["winner"] == list(found.winner)
+    page = (directory / "report.html").read_text()
+    assert words in html.unescape(page)
+    assert "Confirmation on further seeds" in page
+    with (directory / "confirm.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["value"]) for row in rows if row["trial"] == "0"] == list(found.baseline)
+    assert [float(row["value"]) for row in rows if row["trial"] != "0"] == list(found.winner)
 
 
 def test_scores_at_another_size_are_named() -> None:

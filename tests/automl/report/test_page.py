@@ -86,7 +86,7 @@ def test_a_finished_study_is_shown_whole(tmp_path: Path) -> None:
     page = write_report(study)
     text = page.read_text("utf-8")
 
-    assert f"Trial {best.id} is better than the baseline: val/epe is " in text
+    assert f"Trial {best.id} scored best: val/epe is " in text
     for sentence in (
         "model quadratic, finished",
         "acts only with train.optim.optimizer = SGD, here it is AdamW",

@@ -8,9 +8,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from automl.confirm import confirm
+from automl.gain import gain
 from automl.runners import ray_tune
 from automl.store import Study, read_study
-from tests.automl.runners.driving import open_quadratic, run_study
+from tests.automl.quadratic import NAME
+from tests.automl.runners.driving import algorithm_of, open_quadratic, run_study
 from tests.end_to_end.test_chaos import check_log
 
 pytestmark = pytest.mark.xdist_group("ray")
@@ -103,3 +106,19 @@ def test_nothing_of_ray_is_left(finished: tuple[Study, str, object]) -> None:
 
 def test_the_token_file_is_private(finished: tuple[Study, str, object]) -> None:
     assert ray_tune.token_file().stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.slow
+def test_repetitions_run_side_by_side_in_workers(tmp_path: Path) -> None:
+    study = open_quadratic(
+        tmp_path, trials=4, epochs=3, rungs=(1,), confirm=2, behaviour={"noise": 0.05}
+    )
+    ray_tune.run(study, algorithm_of(study), NAME)
+
+    confirm(study, NAME)
+
+    assert [run.state for run in study.confirmations] == ["complete"] * 4
+    starts = [event["kind"] for event in study.events if event["kind"].startswith("confirm_")]
+    assert starts[:2] == ["confirm_started", "confirm_started"]
+    assert gain(study) is not None
+    study.close()
