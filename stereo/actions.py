@@ -143,7 +143,7 @@ def run_resolved(
 def _settled(action: str, spec: ExperimentSpec, directory: Path) -> ExperimentSpec:
     """The spec with what it leaves to the weights; experiment.yaml gets it too."""
     weights = [value_at(spec, path) for path in WEIGHTS.get(action, ())]
-    given = [Path(path) for path in weights if not is_open(path)]
+    given = [Path(path) for path in weights if not is_open(path) and path.endswith(".pth")]
     if not given and action != "train":
         return spec
     decided = settled(spec, given[0] if given else None)
@@ -176,6 +176,7 @@ WEIGHTS = {
     "pictures": ("evaluate.checkpoint",),
     "inference": ("inference.checkpoint",),
     "export": ("export.checkpoint",),
+    "quantize": ("quantize.model_path",),
 }
 SEEDS = {"convert": "convert.seed"}  # where it is not the seed of training
 CATEGORIES = {"diverged": "No usable result", "out_of_memory": "Out of memory"}
@@ -348,6 +349,17 @@ def gen_trt_engine(job: Job) -> ActionResult:
     return ActionResult("ok", metrics, files, f"built by {info.backend}")
 
 
+def quantize(job: Job) -> ActionResult:
+    """Write a model in fewer bits and measure what that changes."""
+    from stereo.export.quantization import quantize_model
+
+    info = quantize_model(job.spec, job.directory, progress=job.tell)
+    files = {"model": info.model, "report": info.report}
+    if info.sidecar is not None:
+        files["sidecar"] = info.sidecar
+    return ActionResult("ok", info.metrics, files)
+
+
 def check(job: Job) -> ActionResult:
     """Read every file that training and validation will read; all faults come together."""
     facts = _read_all(job.spec, ("train_dataset", "val_dataset"))
@@ -415,6 +427,7 @@ ACTIONS: dict[str, Callable[[Job], ActionResult]] = {
     "inference": inference,
     "export": export,
     "gen_trt_engine": gen_trt_engine,
+    "quantize": quantize,
     "check": check,
     "pictures": pictures,
 }

@@ -45,6 +45,7 @@ VERBS = {
     "inference": "write disparity maps and pictures for pairs",
     "export": "write the ONNX graph of a checkpoint, checked against PyTorch",
     "gen_trt_engine": "build an engine from a graph",
+    "quantize": "write a graph or weights with int8 or fp8 values and measure what that changes",
 }
 WITHOUT_PARENT = ("convert",)  # verbs that take nothing from an earlier run
 EPILOG = """\

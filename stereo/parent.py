@@ -31,6 +31,7 @@ TAKES = {
     "export": {"checkpoint": "export.checkpoint"},
     "gen_trt_engine": {"graph": "gen_trt_engine.onnx_file"},
     "train": {"checkpoint": "train.pretrained_model_path"},
+    "quantize": {"checkpoint": "quantize.model_path", "graph": "quantize.model_path"},
 }
 
 

@@ -22,7 +22,7 @@ from stereo.files import sha256, write_json
 
 FORMAT_VERSION = 1
 LEFT, RIGHT, DISPARITY = "left_image", "right_image", "disparity"
-DataType = Literal["fp32", "fp16"]
+DataType = Literal["fp32", "fp16", "bf16", "int8"]
 Tensors = dict[str, NDArray[Any]]
 
 

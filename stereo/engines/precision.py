@@ -1,27 +1,42 @@
-"""The precision pass: a float32 graph becomes a float16 graph before any backend sees it.
+"""The precision pass: a float32 graph gets the types of its engine before any backend sees it.
 
 Every backend builds strongly typed networks, so the types written in the graph are the arithmetic
 of the engine, the same on TensorRT, TensorRT-RTX and ONNX Runtime. Inputs and outputs stay float32.
 
-A node computes in float16 unless its operator is in `FLOAT32_OPERATORS` or one of its constants
-does not survive float16 (an epsilon of 1e-12 becomes 0). Same graph: same bytes.
+A node computes in the type of the engine unless its operator is in `KEPT_FLOAT32`, one of its
+constants does not survive the type (an epsilon of 1e-12 becomes 0 in float16), it computes sizes,
+or `layers_precision` names it. int8 is no matter of this pass: `quantize` has written it into the
+graph. Same graph: same bytes.
+
+ONNX Runtime has few kernels for bfloat16. For it the pass *emulates* that type: every value that
+would be stored in bfloat16 is rounded to it and computed with in float32, as a GPU accumulates.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from stereo.engines.base import DataType
-from stereo.errors import EngineError
+from stereo.errors import EngineError, SpecError, SpecProblem
 
+FLOAT32, FLOAT16, BFLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
+TYPES: Mapping[str, int] = {"fp32": FLOAT32, "fp16": FLOAT16, "bf16": BFLOAT16}
+_NAMES: Mapping[int, str] = {FLOAT32: "float32", FLOAT16: "float16", BFLOAT16: "bfloat16"}
+_NUMPY: Mapping[int, Any] = {FLOAT16: np.float16, BFLOAT16: ml_dtypes.bfloat16}
+_LARGEST: Mapping[int, float] = {FLOAT16: 65504.0, BFLOAT16: 3.3895e38}
 # Normalisation statistics overflow or lose their epsilon in float16, and coordinates up to the
-# image width need more than its 11 bits (engines.md, section 3).
-FLOAT32_OPERATORS = frozenset(
+# image width need more than its 11 bits, or the 8 of bfloat16 (engines.md, section 3).
+_STATISTICS_AND_COORDINATES = frozenset(
     {
         "CumSum",
         "GridSample",
@@ -34,27 +49,74 @@ FLOAT32_OPERATORS = frozenset(
         "ReduceSumSquare",
     }
 )
+KEPT_FLOAT32: Mapping[int, frozenset[str]] = {
+    FLOAT32: frozenset(),
+    FLOAT16: _STATISTICS_AND_COORDINATES,
+    # TensorRT-RTX 1.7 builds no deconvolution in bfloat16, 2-D or 3-D.
+    BFLOAT16: _STATISTICS_AND_COORDINATES | {"ConvTranspose"},
+}
 # Inputs that the operator defines as float32 whatever the type of its data: Resize's roi, scales.
 ALWAYS_FLOAT32_INPUTS = {"Resize": (1, 2)}
-LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
+_SIZES = ("Shape", "Size")
+KEY = "gen_trt_engine.tensorrt.layers_precision"
 
 
-def convert(graph: bytes, data_type: DataType) -> bytes:
-    """The graph with its arithmetic in `data_type`; for fp32 the very same bytes.
+def convert(
+    graph: bytes,
+    data_type: DataType,
+    layers: Sequence[str] = (),
+    *,
+    emulate_bfloat16: bool = False,
+) -> bytes:
+    """The graph with its arithmetic in `data_type`; the very same bytes where nothing changes.
 
     Args:
-        graph: a serialised float32 ONNX model.
+        graph: a serialised float32 ONNX model, or for int8 one with quantised weights.
         data_type: type of the arithmetic.
+        layers: `name:precision` each; the name is that of a node or a shell pattern, `*` alone
+            replaces `data_type`, other names win over the lists of operators.
+        emulate_bfloat16: for a backend without bfloat16.
 
     Raises:
+        SpecError: a layer or precision that does not exist.
         EngineError: the graph has control flow, which the pass does not enter.
     """
-    if data_type == "fp32":
+    if data_type == "int8" or (data_type == "fp32" and not layers):
         return graph
     model = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(graph))
-    _Pass(model).run()
+    default, named = _named_types(
+        layers, TYPES[data_type], [node.name for node in model.graph.node]
+    )
+    if default == FLOAT32 and not named:
+        return graph
+    _Pass(model, default, named, emulate_bfloat16).run()
     del model.graph.value_info[:]  # they describe the float32 graph
     return model.SerializeToString(deterministic=True)
+
+
+def _named_types(
+    layers: Sequence[str], default: int, nodes: Sequence[str]
+) -> tuple[int, dict[str, int]]:
+    """Type of all other nodes, and of those that `layers` names; the last entry wins."""
+    named: dict[str, int] = {}
+    problems: list[SpecProblem] = []
+    for entry in layers:
+        name, _, precision = entry.rpartition(":")
+        chosen = [node for node in nodes if node == name or fnmatchcase(node, name)]
+        if precision.lower() not in TYPES or not name:
+            remedy = f"Write name:precision with {', '.join(TYPES)}"
+            problems.append(SpecProblem("spec", KEY, f"got {entry!r}", remedy))
+        elif name == "*":
+            default = TYPES[precision.lower()]
+        elif not chosen:
+            near = get_close_matches(name, nodes, 3, cutoff=0.3) or list(nodes[:3])
+            problem = f"no layer {name!r} among {len(nodes)}"
+            problems.append(SpecProblem("spec", KEY, problem, f"Nearest: {', '.join(near)}"))
+        else:
+            named |= dict.fromkeys(chosen, TYPES[precision.lower()])
+    if problems:
+        raise SpecError(problems)
+    return default, named
 
 
 @dataclass
@@ -62,10 +124,14 @@ class _Pass:
     """One walk through the nodes, in order, keeping track of which type each tensor now has."""
 
     model: ModelProto
+    default: int
+    named: Mapping[str, int]
+    emulates: bool
     floats: set[str] = field(init=False)  # tensors that were float32 before the pass
+    sizes: set[str] = field(init=False, default_factory=set[str])  # made of shapes only
     constants: dict[str, NDArray[np.float32]] = field(init=False)
-    in_float16: dict[str, str] = field(init=False, default_factory=dict[str, str])  # name -> name
-    in_float32: dict[str, str] = field(init=False, default_factory=dict[str, str])
+    made: dict[str, int] = field(init=False, default_factory=dict[str, int])  # if not float32
+    known: dict[tuple[str, int], str] = field(init=False, default_factory=dict[Any, str])
     nodes: list[NodeProto] = field(init=False, default_factory=list[NodeProto])
 
     def run(self) -> None:
@@ -74,15 +140,16 @@ class _Pass:
         self.constants = {
             tensor.name: numpy_helper.to_array(tensor)
             for tensor in graph.initializer
-            if tensor.data_type == TensorProto.FLOAT
+            if tensor.data_type == FLOAT32
         }
         typed = (*graph.input, *graph.value_info, *graph.output)
         self.floats = set(self.constants) | {
-            value.name for value in typed if value.type.tensor_type.elem_type == TensorProto.FLOAT
+            value.name for value in typed if value.type.tensor_type.elem_type == FLOAT32
         }
         outputs = {value.name for value in graph.output}
+        stored = {tensor.name for tensor in graph.initializer}
         for node in list(graph.node):
-            self._convert(node, outputs)
+            self._convert(node, outputs, stored)
         del graph.node[:]
         graph.node.extend(self.nodes)
         self._drop_unused_constants()
@@ -105,52 +172,77 @@ class _Pass:
         del self.model.graph.node[:]
         self.model.graph.node.extend(kept)
 
-    def _convert(self, node: NodeProto, graph_outputs: set[str]) -> None:
-        float16 = self._computes_in_float16(node)
+    def _convert(self, node: NodeProto, graph_outputs: set[str], stored: set[str]) -> None:
+        kind = self._type_of(node, stored)
         exempt = ALWAYS_FLOAT32_INPUTS.get(node.op_type, ())
         for position, name in enumerate(node.input):
             if name in self.floats:
-                wants_float16 = float16 and position not in exempt
-                node.input[position] = self._as(name, float16=wants_float16)
-        if float16 and node.op_type == "Cast":
-            _retarget(node)
+                node.input[position] = self._as(name, FLOAT32 if position in exempt else kind)
+        if node.op_type == "Cast" and not self._is_emulated(kind):
+            _retarget(node, kind)
         self.nodes.append(node)
-        if not float16:
+        if kind == FLOAT32:
             return
         for position, name in enumerate(node.output):
-            if name not in self.floats:
-                continue
-            self.in_float16[name] = name
-            if name in graph_outputs:
-                node.output[position] = self.in_float16[name] = f"{name}_float16"
-                self._add_cast(node.output[position], name, TensorProto.FLOAT)
-                self.in_float32[name] = name
+            if name in self.floats:
+                self._finish(node, position, name, kind, is_output=name in graph_outputs)
 
-    def _computes_in_float16(self, node: NodeProto) -> bool:
-        return node.op_type not in FLOAT32_OPERATORS and all(
-            _survives_float16(self.constants[name]) for name in node.input if name in self.constants
+    def _finish(
+        self, node: NodeProto, position: int, name: str, kind: int, *, is_output: bool
+    ) -> None:
+        """Note the type of an output, and bring the name back to float32 where that is needed."""
+        self.made[name] = kind
+        if self._is_emulated(kind):
+            node.output[position] = f"{name}_unrounded"
+            self._add_cast(node.output[position], name, kind)
+        elif is_output:
+            node.output[position] = f"{name}_{_NAMES[kind]}"
+            self._add_cast(node.output[position], name, FLOAT32)
+            self.known[name, kind] = node.output[position]
+            self.known[name, FLOAT32] = name
+
+    def _type_of(self, node: NodeProto, stored: set[str]) -> int:
+        inputs = [name for name in node.input if name and name not in stored]
+        if node.op_type in _SIZES or (inputs and self.sizes.issuperset(inputs)):
+            self.sizes.update(node.output)
+            return FLOAT32
+        if node.name in self.named:
+            return self.named[node.name]
+        kept = node.op_type in KEPT_FLOAT32[self.default] or not all(
+            _survives(self.constants[name], self.default)
+            for name in node.input
+            if name in self.constants
         )
+        return FLOAT32 if kept else self.default
 
-    def _as(self, name: str, *, float16: bool) -> str:
+    def _as(self, name: str, kind: int) -> str:
         """Name of the tensor in the type wanted; a cast is added the first time it is needed."""
-        known = self.in_float16 if float16 else self.in_float32
-        other = self.in_float32 if float16 else self.in_float16
-        if name in known:
-            return known[name]
-        if not float16 and name not in other:
+        made = self.made.get(name, FLOAT32)
+        if (name, kind) in self.known:
+            return self.known[name, kind]
+        if made == kind or (kind == FLOAT32 and self._is_emulated(made)):
             return name
-        known[name] = f"{name}_float16" if float16 else f"{name}_float32"
+        self.known[name, kind] = target = f"{name}_{_NAMES[kind]}"
         if name in self.constants:
-            values = self.constants[name].astype(np.float16)
-            self.model.graph.initializer.append(numpy_helper.from_array(values, known[name]))
+            values = self.constants[name].astype(_NUMPY[kind])
+            values = values.astype(np.float32) if self._is_emulated(kind) else values
+            self.model.graph.initializer.append(numpy_helper.from_array(values, target))
         else:
-            target = TensorProto.FLOAT16 if float16 else TensorProto.FLOAT
-            self._add_cast(other.get(name, name), known[name], target)
-        return known[name]
+            self._add_cast(self.known.get((name, made), name), target, kind)
+        return target
+
+    def _is_emulated(self, kind: int) -> bool:
+        return self.emulates and kind == BFLOAT16
 
     def _add_cast(self, source: str, target: str, to: int) -> None:
-        cast = helper.make_node("Cast", [source], [target], name=f"{target}_cast", to=to)
-        self.nodes.append(cast)
+        """A cast, or the rounding that emulates it."""
+        stored = f"{target}_stored" if self._is_emulated(to) else target
+        self.nodes.append(
+            helper.make_node("Cast", [source], [stored], name=f"{stored}_cast", to=to)
+        )
+        if stored != target:
+            widen = helper.make_node("Cast", [stored], [target], name=f"{target}_cast", to=FLOAT32)
+            self.nodes.append(widen)
 
     def _drop_unused_constants(self) -> None:
         graph = self.model.graph
@@ -161,16 +253,49 @@ class _Pass:
         graph.initializer.extend(kept)
 
 
-def _survives_float16(values: NDArray[np.float32]) -> bool:
+def _survives(values: NDArray[np.float32], kind: int) -> bool:
     """False for a finite value beyond the range, and for a scalar that would become 0."""
+    if kind == FLOAT32:
+        return True
     magnitude = np.abs(values[np.isfinite(values)])
-    if (magnitude > LARGEST_FLOAT16).any():
+    if (magnitude > _LARGEST[kind]).any():
         return False
-    return values.size != 1 or not magnitude.any() or bool(values.astype(np.float16).any())
+    return values.size != 1 or not magnitude.any() or bool(values.astype(_NUMPY[kind]).any())
 
 
-def _retarget(cast: NodeProto) -> None:
-    """Let a cast to float32 give float16."""
+def _retarget(cast: NodeProto, kind: int) -> None:
+    """Let a cast to float32 give the type of the node."""
     for attribute in cast.attribute:
-        if attribute.name == "to" and attribute.i == TensorProto.FLOAT:
-            attribute.i = TensorProto.FLOAT16
+        if attribute.name == "to" and attribute.i == FLOAT32:
+            attribute.i = kind
+
+
+# -- quantised graphs -----------------------------------------------------------------------------
+
+
+def quantized_as(graph: bytes) -> str | None:
+    """`qdq` for a graph that engines take as int8, `dynamic` for one of ONNX Runtime, else None."""
+    found = {node.op_type for node in onnx.load_model_from_string(graph).graph.node}
+    if found & {"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"}:
+        return "dynamic"
+    return "qdq" if "DequantizeLinear" in found else None
+
+
+def int8_share(graph: bytes) -> float:
+    """Share of the weights of MatMul and Gemm that are stored in 8 bits, 0..1, by values."""
+    model = onnx.load_model_from_string(graph).graph
+    stored = {tensor.name: tensor for tensor in model.initializer}
+    maker = {name: node for node in model.node for name in node.output}
+    total: dict[str, int] = {}
+    small: dict[str, int] = {}
+    for node in model.node:
+        if node.op_type not in ("MatMul", "Gemm"):
+            continue
+        source = maker.get(node.input[1])
+        is_small = source is not None and source.op_type == "DequantizeLinear"
+        name = source.input[0] if is_small and source is not None else node.input[1]
+        if name in stored:
+            total[name] = int(np.prod(stored[name].dims))
+            if is_small:
+                small[name] = total[name]
+    return sum(small.values()) / sum(total.values()) if total else 0.0

@@ -252,6 +252,13 @@ class MonoSplitSpec(SplitSpec):
 
 
 @dataclass
+class QuantCalibrationSpec:
+    """What activations are measured on (`dataset.quant_calibration_dataset`)."""
+
+    images_dir: str = spec_field("", "Folder of calibration images")
+
+
+@dataclass
 class DatasetSpec:
     """All data settings of an experiment (`dataset`)."""
 
@@ -299,6 +306,9 @@ class DatasetSpec:
     val_dataset: SplitSpec = spec_field(SplitSpec, "Data scored during training", searched=False)
     test_dataset: SplitSpec = spec_field(SplitSpec, "Data scored by evaluate", searched=False)
     infer_dataset: SplitSpec = spec_field(SplitSpec, "Data predicted by inference", searched=False)
+    quant_calibration_dataset: QuantCalibrationSpec = spec_field(
+        QuantCalibrationSpec, "Images for quantisation calibration"
+    )
 
 
 @dataclass
@@ -336,6 +346,9 @@ class MonoDatasetSpec:
     )
     infer_dataset: MonoSplitSpec = spec_field(
         MonoSplitSpec, "Data predicted by inference", searched=False
+    )
+    quant_calibration_dataset: QuantCalibrationSpec = same_field(
+        DatasetSpec, "quant_calibration_dataset"
     )
 
 

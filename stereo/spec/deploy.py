@@ -1,4 +1,4 @@
-"""Evaluation, inference, export and engine building (the sections named after their verbs).
+"""Evaluation, inference, export, quantising, engine building (sections named after their verbs).
 
 A batch of -1 means "not fixed here": the data split's batch for evaluate and inference, a dynamic
 axis for export, the min/opt/max profile for gen_trt_engine. Input sizes are those of the network.
@@ -7,6 +7,7 @@ axis for export, the min/opt/max profile for gen_trt_engine. Input sizes are tho
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 from stereo.spec.fields import MISSING, same_field, spec_field, with_default
@@ -91,7 +92,8 @@ class ExportSpec(MonoExportSpec):
 class TensorRTSpec:
     """Builder settings (`gen_trt_engine.tensorrt`)."""
 
-    data_type: Literal["fp32", "fp16"] = spec_field("fp32", "Engine arithmetic")
+    data_type: Literal["fp32", "fp16", "int8"] = spec_field("fp32", "Engine arithmetic")
+    layers_precision: list[str] = spec_field([], 'List of "layer:precision"; "*" = default')
     workspace_size: int = spec_field(4, "Builder workspace limit", unit="GiB", low=0, high=1024)
     min_batch_size: int = spec_field(1, "Profile minimum batch", low=1, popular=True)
     opt_batch_size: int = spec_field(1, "Profile optimum batch", low=1, popular=True)
@@ -106,6 +108,10 @@ class EngineSpec:
     onnx_file: str = spec_field(MISSING, "ONNX file path")
     trt_engine: str | None = spec_field(None, "Where the engine is written")
     timing_cache: str | None = spec_field(None, "Builder timing cache file, read and updated")
+    runtime_cache: str | None = spec_field(
+        None, "Kernel cache of TensorRT-RTX, read and written on the target"
+    )
+    gpu_id: int = spec_field(0, "Device index", low=0, popular=True)
     batch_size: int = spec_field(
         1,
         "Fixed batch of the engine; -1 = use the min/opt/max profile",
@@ -129,7 +135,7 @@ class EngineSpec:
 class MonoTensorRTSpec(TensorRTSpec):
     """Builder settings of the mono networks, which have a bf16 engine."""
 
-    data_type: Literal["fp32", "fp16", "bf16"] = same_field(TensorRTSpec, "data_type")  # pyright: ignore[reportIncompatibleVariableOverride]
+    data_type: Literal["fp32", "fp16", "bf16", "int8"] = same_field(TensorRTSpec, "data_type")  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 @dataclass
@@ -138,3 +144,70 @@ class MonoEngineSpec(EngineSpec):
 
     batch_size: int = with_default(EngineSpec, "batch_size", -1)
     tensorrt: MonoTensorRTSpec = with_default(EngineSpec, "tensorrt", MonoTensorRTSpec)  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+QuantType = Literal["int8", "fp8_e4m3fn", "fp8_e5m2", "native"]
+
+
+@dataclass
+class QuantWeightSpec:
+    """Type of the weights of a module."""
+
+    dtype: QuantType = spec_field("int8", "Type of the stored weights; native = left as they are")
+
+
+@dataclass
+class QuantActivationSpec:
+    """Type of what a module computes with."""
+
+    dtype: QuantType | None = spec_field(
+        None, "Type of the inputs; native = left as they are, null = as the mode says"
+    )
+
+
+@dataclass
+class QuantLayer:
+    """A rule of `quantize.layers`: which modules, and their types."""
+
+    module_name: str = spec_field(
+        MISSING, "Shell pattern matched against the name of a module, then against its class"
+    )
+    weights: QuantWeightSpec = spec_field(QuantWeightSpec, "Type of the weights")
+    activations: QuantActivationSpec = spec_field(QuantActivationSpec, "Type of the inputs")
+
+
+@dataclass
+class QuantKwargsSpec:
+    """What only some quantisation libraries read (`quantize.backend_kwargs`)."""
+
+    num_images: int = spec_field(64, "Calibration images", low=1, high=inf)
+    op_types: list[str] = spec_field(["MatMul", "Gemm"], "Operator types that are quantised")
+    max_drift: float | None = spec_field(
+        None,
+        "Relative change above which the action fails; null = only warn above 0.05",
+        low=0.0,
+        high=1.0,
+    )
+
+
+@dataclass
+class QuantizeSpec:
+    """Settings of the quantize action (`quantize`)."""
+
+    results_dir: str | None = spec_field(None, "Root directory for everything the run writes")
+    model_path: str = spec_field(MISSING, "Checkpoint or ONNX to quantise")
+    backend: Literal["onnxruntime", "torchao", "modelopt.pytorch", "modelopt.onnx"] = spec_field(
+        "onnxruntime", "Quantisation library"
+    )
+    mode: Literal["static_ptq", "weight_only_ptq"] = spec_field(
+        "weight_only_ptq", "Quantisation mode"
+    )
+    algorithm: Literal[
+        "minmax", "max", "entropy", "awq_clip", "awq_lite", "awq_full", "rtn_dq", "percentile"
+    ] = spec_field("minmax", "Calibration method")
+    layers: list[QuantLayer] = spec_field(
+        [], "Per-pattern rules {module_name, weights, activations}"
+    )
+    skip_names: list[str] = spec_field([], "Patterns never quantised")
+    device: str = spec_field("auto", "Calibration device")
+    backend_kwargs: QuantKwargsSpec = spec_field(QuantKwargsSpec, "Extra backend arguments")

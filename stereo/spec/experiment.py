@@ -29,6 +29,7 @@ from stereo.spec.deploy import (
     MonoEvaluateSpec,
     MonoExportSpec,
     MonoInferenceSpec,
+    QuantizeSpec,
 )
 from stereo.spec.fields import MISSING, spec_field, with_default
 from stereo.spec.networks import (
@@ -58,6 +59,7 @@ class ExperimentSpec:
     inference: InferenceSpec = spec_field(InferenceSpec, "Settings of the inference action")
     export: ExportSpec = spec_field(ExportSpec, "Settings of the ONNX export action")
     gen_trt_engine: EngineSpec = spec_field(EngineSpec, "Settings of the TensorRT engine build")
+    quantize: QuantizeSpec = spec_field(QuantizeSpec, "Settings of the quantize action")
 
 
 @dataclass
@@ -267,6 +269,27 @@ ACTIONS: Mapping[str, Action] = {
                 "gen_trt_engine.onnx_file": "parent_model",
                 "gen_trt_engine.trt_engine": "create_engine_file",
             },
+        ),
+        Action(
+            "quantize",
+            splits=("val_dataset", "quant_calibration_dataset"),
+            required=("quantize.model_path",),
+            template={
+                _SOURCES["val"]: MISSING,
+                "dataset.quant_calibration_dataset.images_dir": "",
+                "quantize.model_path": MISSING,
+                "quantize.backend": "onnxruntime",
+                "quantize.mode": "weight_only_ptq",
+            },
+            inputs=(
+                ActionInput("quantize.model_path"),
+                ActionInput(_SOURCES["val"], optional=True),
+                ActionInput(
+                    "dataset.quant_calibration_dataset.images_dir", kind="folder", optional=True
+                ),
+            ),
+            outputs=("quantized_model*", "quantize.json"),
+            spec_params={"quantize.model_path": "parent_model"},
         ),
     )
 }

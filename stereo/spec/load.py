@@ -23,14 +23,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 from stereo.errors import SpecError, SpecProblem
 from stereo.spec import rules
+from stereo.spec.deploy import QuantLayer
 from stereo.spec.experiment import ACTIONS, DATA_KEYS, ExperimentSpec
-from stereo.spec.fields import MISSING, Node, range_words, walk
+from stereo.spec.fields import MISSING, Node, leaves, range_words, walk
 from stereo.spec.models import DEFAULT, MODELS, Model
 
 LOG = logging.getLogger(__name__)
 COMMAND_LINE = "command line"
 _DATA_LISTS = tuple(DATA_KEYS.values())
 _SOURCE_KEYS = ("dataset_name", "data_file")
+_LAYER_NODES = {node.path: node for node in leaves(QuantLayer)}
+_ITEMS = ("data_sources", "layers")  # lists of mappings
 _Spec = TypeVar("_Spec")
 
 
@@ -342,7 +345,8 @@ class _Loader:
         if node.item == "section" and isinstance(value, list):
             before = len(self.problems)
             entries = enumerate(cast("list[Any]", value))
-            value = [self._entry(node, given.document, i, entry) for i, entry in entries]
+            read = self._layer if node.spec_class is QuantLayer else self._entry
+            value = [read(node, given.document, i, entry) for i, entry in entries]
             if len(self.problems) > before:
                 self.failed.add(node.path)
                 return
@@ -398,6 +402,29 @@ class _Loader:
             self.fault(place, f"{path}.dataset_name", f"got {given}", names)
         keys["dataset_name"] = known.get(given.lower(), given)
         return keys
+
+    def _layer(self, node: Node, document: _Document, index: int, entry: Any) -> dict[str, Any]:
+        """One {module_name, weights, activations} with its types in their usual spelling."""
+        path = f"{node.path}.{index}"
+        if not isinstance(entry, Mapping) or not cast("Any", entry).get("module_name"):
+            problem = f"got {entry!r}, needs module_name"
+            self.fault(document.place(path), path, problem, "Write {module_name: PATTERN}")
+            return {}
+        layer: dict[str, Any] = {}
+        for key, value in _leaves(cast("Mapping[str, Any]", entry)):
+            place, allowed = document.place(f"{path}.{key}"), _LAYER_NODES.get(key)
+            if allowed is None:
+                keys = ", ".join(_LAYER_NODES)
+                self.fault(place, f"{path}.{key}", "unknown key", f"Keys: {keys}")
+                continue
+            value = rules.TYPE_ALIASES.get(value, value) if isinstance(value, str) else value
+            if not isinstance(value, str) or (allowed.choices and value not in allowed.choices):
+                choices = ", ".join(map(str, allowed.choices)) or "text"
+                self.fault(place, f"{path}.{key}", f"got {value!r}, allowed {choices}")
+                continue
+            section, _, name = key.rpartition(".")
+            (layer.setdefault(section, {}) if section else layer)[name] = value
+        return layer
 
     def _resolved(self) -> dict[str, Any]:
         """Plain values of the config, references like `${results_dir}` filled in."""
@@ -500,8 +527,8 @@ def _dataset_names(node: Node) -> tuple[str, ...]:
 def allowed(node: Node) -> str:
     """The valid values of a field in words: `integer 2..8`, `list of 4 integers >= 1`."""
     facts = node.facts
-    if node.item == "section":
-        return "a list of {dataset_name, data_file}"
+    if node.spec_class is not None:
+        return f"a list of {{{', '.join(field.name for field in fields(node.spec_class))}}}"
     if node.choices:
         words = ", ".join(str(choice) for choice in node.choices)
         words = f"a list of {words}" if node.kind == "list" else words
@@ -581,6 +608,15 @@ def _gibibytes(text: str) -> int | str:
     return size if match[2].lower() == "gib" else math.ceil(size / 1024)
 
 
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted path and value of everything below a mapping that is none itself."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(cast("Mapping[str, Any]", value), f"{prefix}{name}.")
+        elif value is not None:
+            yield f"{prefix}{name}", value
+
+
 def _at(values: Mapping[str, Any], path: str) -> Any:
     value: Any = values
     for name in path.split("."):
@@ -595,9 +631,9 @@ def _build(spec_class: type[_Spec], values: Mapping[str, Any]) -> _Spec:
         current, value = getattr(built, declared.name), values[declared.name]
         if is_dataclass(current):
             value = _build(type(current), value)
-        elif declared.name == "data_sources" and isinstance(value, list):
-            (sources,) = (node for node in walk(spec_class) if node.path == declared.name)
-            entry_class = cast("type[Any]", sources.spec_class)
+        elif declared.name in _ITEMS and isinstance(value, list):
+            (items,) = (node for node in walk(spec_class) if node.path == declared.name)
+            entry_class = cast("type[Any]", items.spec_class)
             value = [_build(entry_class, entry) for entry in cast("list[Any]", value)]
         setattr(built, declared.name, value)
     return built

@@ -6,6 +6,7 @@ of a single field are not rules: they are declared with the field.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -49,6 +50,12 @@ def owner(path: str) -> str:
     owners = [key for key, model in MODELS.items() if any(n.path == path for n in model.nodes)]
     return " and ".join(owners)
 
+
+TYPE_ALIASES: Mapping[str, str] = {
+    "float8_e4m3fn": "fp8_e4m3fn",
+    "float8_e5m2": "fp8_e5m2",
+}
+"""Other spellings of the types in `quantize.layers`."""
 
 VALUE_ALIASES: Mapping[tuple[str, str], str] = {
     ("train.optim.lr_scheduler", "MultiStep"): "MultiStepLR",
@@ -719,6 +726,142 @@ DEPLOY_RULES: tuple[Rule, ...] = (
     ),
 )
 
+_TYPES_OF_BACKEND: Mapping[str, tuple[str, ...]] = {
+    "onnxruntime": ("int8",),
+    "torchao": ("int8", "fp8_e4m3fn", "fp8_e5m2"),
+    "modelopt.pytorch": ("int8", "fp8_e4m3fn"),
+    "modelopt.onnx": ("int8", "fp8_e4m3fn"),
+}
+_ALGORITHMS: Mapping[str, tuple[str, ...]] = {
+    "onnxruntime": ("minmax", "max", "entropy", "percentile"),
+    "torchao": ("minmax", "max", "entropy", "percentile"),  # has no effect, which is said
+    "modelopt.pytorch": ("minmax", "max"),
+    "modelopt.onnx": ("minmax", "max", "entropy"),
+}
+_DEVICE = re.compile(r"auto|cuda|cpu|trt|cuda:[0-9]+")
+QUANTIZED_OPERATORS = ("MatMul", "Gemm", "Conv")
+
+
+def _mode_of_backend(spec: ExperimentSpec) -> str | None:
+    section = spec.quantize
+    only = {"torchao": "weight_only_ptq", "onnxruntime": section.mode}.get(
+        section.backend, "static_ptq"
+    )
+    return _said_if(section.mode != only, f"got {section.mode}, {section.backend} has {only}")
+
+
+def _kind_of_model(spec: ExperimentSpec) -> str | None:
+    path, backend = spec.quantize.model_path, spec.quantize.backend
+    takes = (".pth",) if backend in ("torchao", "modelopt.pytorch") else (".pth", ".onnx")
+    wrong = not is_open(path) and not path.endswith(takes)
+    return _said_if(wrong, f"got {path}, {backend} takes a file that ends in {' or '.join(takes)}")
+
+
+def _types_of_backend(spec: ExperimentSpec) -> str | None:
+    able = (*_TYPES_OF_BACKEND[spec.quantize.backend], "native", None)
+    given = [t for layer in spec.quantize.layers for t in (layer.weights.dtype,
+             layer.activations.dtype)]  # fmt: skip
+    wrong = [name for name in given if name not in able]
+    return _said_if(bool(wrong), f"got {', '.join(map(str, wrong))}, {spec.quantize.backend} has"
+                                 f" {', '.join(map(str, able[:-1]))}")  # fmt: skip
+
+
+def _native_activations(spec: ExperimentSpec) -> str | None:
+    wrong = spec.quantize.mode == "static_ptq" and any(
+        (layer.activations.dtype == "native") != (layer.weights.dtype == "native")
+        for layer in spec.quantize.layers
+        if layer.activations.dtype is not None
+    )
+    return _said_if(wrong, "static_ptq stores weights and inputs of a module in the same way")
+
+
+def _unused_activations(spec: ExperimentSpec) -> str | None:
+    kinds = {layer.activations.dtype for layer in spec.quantize.layers} - {None, "native"}
+    wrong = spec.quantize.mode == "weight_only_ptq" and bool(kinds)
+    return _said_if(wrong, "activations.dtype has no effect with mode weight_only_ptq")
+
+
+def _algorithm_of_backend(spec: ExperimentSpec) -> str | None:
+    section, able = spec.quantize, _ALGORITHMS[spec.quantize.backend]
+    return _said_if(
+        section.algorithm not in able,
+        f"got {section.algorithm}, {section.backend} calibrates int8 and fp8 by {', '.join(able)}",
+    )
+
+
+def _unused_algorithm(spec: ExperimentSpec) -> str | None:
+    section = spec.quantize
+    wrong = section.mode == "weight_only_ptq" and section.algorithm in ("entropy", "percentile")
+    return _said_if(wrong, f"{section.algorithm} has no effect: weight_only_ptq does not calibrate")
+
+
+def _calibration_images(spec: ExperimentSpec) -> str | None:
+    missing = not spec.dataset.quant_calibration_dataset.images_dir
+    return _said_if(spec.quantize.mode == "static_ptq" and missing, "required by static_ptq")
+
+
+QUANTIZE_RULES: tuple[Rule, ...] = (
+    Rule(
+        ("quantize.mode", "quantize.backend"),
+        _mode_of_backend,
+        "Change one of them; onnxruntime has both modes",
+    ),
+    Rule(
+        ("quantize.model_path", "quantize.backend"),
+        _kind_of_model,
+        "Name a checkpoint or a graph; onnxruntime takes both",
+        actions=("quantize",),
+    ),
+    Rule(("quantize.layers", "quantize.backend"), _types_of_backend, "Change one of them"),
+    Rule(("quantize.layers", "quantize.mode"), _native_activations, "Set both types to native"),
+    Rule(("quantize.layers", "quantize.mode"), _unused_activations, "Remove it", warning=True),
+    Rule(
+        ("quantize.algorithm", "quantize.backend"),
+        _algorithm_of_backend,
+        "awq and rtn algorithms are for 4-bit weights, which are not offered",
+    ),
+    Rule(("quantize.algorithm", "quantize.mode"), _unused_algorithm, "Remove it", warning=True),
+    Rule(
+        ("dataset.quant_calibration_dataset.images_dir", "quantize.mode"),
+        _calibration_images,
+        "Name a folder of images, for pairs one with left/ and right/ or an annotation file",
+        actions=("quantize",),
+    ),
+    Rule(
+        ("quantize.device",),
+        lambda spec: _said_if(
+            not _DEVICE.fullmatch(spec.quantize.device), f"got {spec.quantize.device}"
+        ),
+        "Use auto, cpu, cuda, cuda:INDEX or trt",
+    ),
+    Rule(
+        ("quantize.device", "quantize.backend"),
+        lambda spec: _said_if(
+            spec.quantize.device == "trt" and spec.quantize.backend != "modelopt.onnx",
+            f"got trt, which {spec.quantize.backend} does not have",
+        ),
+        "Use auto, cpu, cuda or cuda:INDEX",
+    ),
+    Rule(
+        ("quantize.backend_kwargs.op_types",),
+        lambda spec: _said_if(
+            not set(spec.quantize.backend_kwargs.op_types) <= set(QUANTIZED_OPERATORS)
+            or not spec.quantize.backend_kwargs.op_types,
+            f"got {spec.quantize.backend_kwargs.op_types}",
+        ),
+        f"Use some of {', '.join(QUANTIZED_OPERATORS)}",
+    ),
+    Rule(
+        ("quantize.backend_kwargs.op_types", "quantize.mode", "quantize.backend"),
+        lambda spec: _said_if(
+            "Conv" in spec.quantize.backend_kwargs.op_types
+            and spec.quantize.mode == "weight_only_ptq",
+            f"got Conv, which {spec.quantize.backend} does not have with mode weight_only_ptq",
+        ),
+        "Set quantize.mode=static_ptq, or leave Conv out",
+    ),
+)
+
 CONVERT_RULES: tuple[Rule, ...] = (
     Rule(
         ("convert.image_dir_pattern",),
@@ -759,6 +902,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
         *TRAIN_RULES,
         *map(_redundant, model.part_keys),
         *DEPLOY_RULES,
+        *QUANTIZE_RULES,
     )
     for key, model in MODELS.items()
 }

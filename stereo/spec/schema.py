@@ -261,14 +261,7 @@ def _item_limits(node: Node, required: bool) -> dict[str, Any]:
     elif required:
         limits = {"minItems": 1}
     if node.spec_class is not None:
-        entry = walk(node.spec_class)
-        limits["items"] = {
-            "type": "object",
-            "additionalProperties": False,
-            "required": [field.name for field in entry],
-            "properties": {field.name: _entry_field(field) for field in entry},
-        }
-        return limits
+        return {**limits, "items": _entry_schema(walk(node.spec_class))}
     items: dict[str, Any] = {"type": _JSON_TYPES[str(node.item)]}
     if node.choices:
         items["enum"] = list(node.choices)
@@ -276,6 +269,22 @@ def _item_limits(node: Node, required: bool) -> dict[str, Any]:
     if facts.item_low is not None:
         items["minimum"] = facts.item_low
     return {**limits, "items": items}
+
+
+def _entry_schema(nodes: Sequence[Node], prefix: str = "") -> dict[str, Any]:
+    """The schema of one mapping of a list: texts, and mappings of texts."""
+    direct = [node for node in nodes if node.path == prefix + node.name]
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": [node.name for node in direct if node.default == MISSING],
+        "properties": {
+            node.name: _entry_schema(nodes, f"{node.path}.")
+            if node.kind == "section"
+            else _entry_field(node)
+            for node in direct
+        },
+    }
 
 
 def _entry_field(node: Node) -> dict[str, Any]:

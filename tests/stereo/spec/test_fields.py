@@ -49,8 +49,6 @@ def declared(request: pytest.FixtureRequest) -> Declared:
     return Declared(MODELS[request.param])
 
 
-# Options of the table whose verb or network does not exist in this version.
-NOT_YET = {"gen_trt_engine.tensorrt.data_type": {"int8"}}
 # training.md 4 describes this schedule and the CSV's active_if names it, but not its options.
 BEYOND = {"train.optim.lr_scheduler": {"CustomMultiStepLRScheduler"}}
 # Numbers that may also be 0 (off), below their range.
@@ -110,7 +108,7 @@ def test_valid_values_agree(declared: Declared) -> None:
         assert schema.get("maximum") == (None if high == math.inf else high), path
         assert schema.get("x-upper-open", False) == (high == math.inf), path
         if schema["x-value-type"] != "optional_list":  # options of the entries have no row
-            assert ours | NOT_YET.get(path, set()) == options | BEYOND.get(path, set()), path
+            assert ours == options | BEYOND.get(path, set()), path
 
 
 def test_search_agrees(declared: Declared) -> None:

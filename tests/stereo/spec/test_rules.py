@@ -8,7 +8,7 @@ from stereo.errors import SpecError
 from stereo.spec.experiment import ACTIONS, ExperimentSpec
 from stereo.spec.load import load_spec
 from stereo.spec.models import BP2_BLOCK, MODELS
-from stereo.spec.rules import RULES, bp2_mismatches, model_key_fault, value_at
+from stereo.spec.rules import QUANTIZE_RULES, RULES, bp2_mismatches, model_key_fault, value_at
 
 
 def source(dataset: str) -> str:
@@ -495,6 +495,7 @@ def test_every_rule_has_a_case(model: str) -> None:
     keys = {key for key, *_ in cases} | sources | {"results_dir"}
     # below: these are checked for one verb only
     keys |= {"export.on_cpu", "gen_trt_engine.tensorrt.data_type"}
+    keys |= {rule.keys[0] for rule in QUANTIZE_RULES}  # test_quantize_rules.py
     # 4, 8 and 16 divide the width of every encoder, so this rule cannot break today.
     assert {rule.keys[0] for rule in RULES[model]} - keys <= {"model.cv_group"}
 
