@@ -8,6 +8,9 @@ Actions a study uses: `train`, `evaluate`, `export`, `gen_trt_engine` (verbs of 
 `check` (validates the spec and reads all training and validation data; metrics `pairs_train`,
 `pairs_val`, `height`, `width`, `mixed_sizes`; all faults in `detail`) and `pictures` (writes
 pictures of the first validation samples and `pictures.json`).
+
+A `train` that starts from weights which fit only in part (`allow_partial_load`) writes `NOT_LOADED`
+beside its checkpoints: the tensors that did not get stored values, one per line.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from automl.errors import TrainableError
 ENTRY_POINT_GROUP = "automl.trainables"
 RESUME_KEY = "train.resume_training_checkpoint_path"  # a study sets it: train on from this file
 SEED_KEY = "train.seed"  # a study sets it to repeat a run on another seed
+NOT_LOADED = "not_loaded.txt"
 
 
 class Status(StrEnum):

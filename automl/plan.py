@@ -78,6 +78,7 @@ class Plan:
     directory: str
     resumes: str
     objective: str
+    weights: str
     data: dict[str, Any]
     parameters: list[dict[str, Any]]
     dropped: list[dict[str, str]]
@@ -141,9 +142,7 @@ def prepare(
     resolved = ResolvedStudy(
         study=study,
         base_spec=spec,
-        space=build_space(
-            fields, study, spec, metadata["weight_keys"], metadata.get("part_keys")
-        ),
+        space=build_space(fields, study, spec, metadata["weight_keys"], metadata.get("part_keys")),
         objective=resolve_objective(study, metadata),
         full_epochs=_full_epochs(study, spec, metadata["fidelity"]),
     )
@@ -410,6 +409,7 @@ def make_plan(prepared: Prepared, promotion: Sequence[tuple[str, str]]) -> Plan:
         directory=str(prepared.directory),
         resumes=_resumes(existing),
         objective=f"{objective.metric} {objective.direction}{unit}",
+        weights=_weights(prepared),
         data={split: _words(getattr(study.data, split)) for split in SPLITS},
         parameters=[
             {
@@ -439,6 +439,16 @@ def make_plan(prepared: Prepared, promotion: Sequence[tuple[str, str]]) -> Plan:
         at_the_end=steps if study.promote.enabled else [],
         engine=engine_in_words(resolved.base_spec),
     )
+
+
+def _weights(prepared: Prepared) -> str:
+    """What every trial starts from, and what happens to weights that do not fit a trial."""
+    spec, metadata = prepared.resolved.base_spec, prepared.metadata
+    keys = (*metadata["weight_keys"], *metadata.get("part_keys", ()))
+    loaded = [f"{value} ({key})" for key in keys if (value := get_path(spec, key))]
+    if loaded and prepared.resolved.study.allow_partial_load:
+        loaded.append("allow_partial_load: what does not fit a trial starts new and is listed")
+    return "; ".join(loaded)
 
 
 def forecast_of(prepared: Prepared, existing: Study | None) -> tuple[Forecast, str]:
@@ -544,6 +554,7 @@ def _head(plan: Plan) -> str:
         f"  rungs       compared after epochs {', '.join(map(str, plan.rungs))}"
         f" (a full run has {plan.full_epochs})",
     ]
+    lines += [f"  weights     {plan.weights}"] if plan.weights else []
     lines += [f"  resumes     {plan.resumes}"] if plan.resumes else []
     return "\n".join(lines)
 

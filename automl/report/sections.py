@@ -14,6 +14,7 @@ import psutil
 
 from automl.algorithms.table import make_rungs, resolve
 from automl.budget import Budget
+from automl.contract import NOT_LOADED
 from automl.report.figures import kind
 from automl.report.importance import Importance, common_epoch
 from automl.report.markup import (
@@ -85,8 +86,38 @@ def tuned(study: Study) -> Html:
             facts(settled),
             shown,
             _dropped(study),
+            _not_loaded(study),
         ]
     )
+
+
+def _not_loaded(study: Study) -> Html:
+    """What every trial of a study with partial loading started without, tensor by tensor."""
+    if not study.resolved.study.allow_partial_load:
+        return Html("")
+    found: dict[str, list[int]] = {}
+    for trial in study.trials:
+        file = study.trial_directory(trial.id) / NOT_LOADED
+        if file.is_file():
+            found.setdefault(file.read_text("utf-8"), []).append(trial.id)
+    parts: list[object] = [
+        tag(
+            "p",
+            "Partial loading is allowed: a trial takes from the start weights what fits its "
+            "structure; the tensors listed here start new.",
+        )
+    ]
+    rows = [
+        (", ".join(map(str, trials)), str(len(lines.splitlines())), _detail(lines))
+        for lines, trials in found.items()
+    ]
+    columns = [Column("Trials"), Column("Tensors", numeric=True), Column("Not loaded")]
+    parts.append(
+        table("Tensors without stored values", columns, rows)
+        if rows
+        else tag("p", "Every trial so far found a value for every tensor.")
+    )
+    return join(parts)
 
 
 def _full(study: Study) -> int:

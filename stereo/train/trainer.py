@@ -24,6 +24,7 @@ import torch
 
 from stereo.checkpoints import files, load
 from stereo.errors import CheckpointError, NoResultError, SpecError, SpecProblem
+from stereo.files import write_text
 from stereo.registry import load_start
 from stereo.train.optim import warn_about_unused
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NOT_LOADED = "not_loaded.txt"  # tensors that a partial load left new, one per line
 Report = Callable[[int, Mapping[str, float], Path | None], bool]
 
 
@@ -161,7 +163,7 @@ def _run(
 
     reset_peak_memory()
     seed_everything(spec.train.seed)
-    module = DepthModule(entry, spec, _network(spec, entry, start))
+    module = DepthModule(entry, spec, _network(spec, entry, start, directory))
     data = StereoDataModule(spec, spec.train.seed)
     loader, validation = data.train_dataloader(), data.val_dataloader()
     batches = 1 if spec.train.is_dry_run else len(loader)
@@ -239,7 +241,10 @@ def _outcome(
     return TrainOutcome(status, callback.metrics, callback.best_file, callback.latest, detail)
 
 
-def _network(spec: ExperimentSpec, entry: ModelEntry, start: _Start | None) -> torch.nn.Module:
+def _network(
+    spec: ExperimentSpec, entry: ModelEntry, start: _Start | None, directory: Path
+) -> torch.nn.Module:
+    """The network with the weights it starts from; `NOT_LOADED` lists what those left new."""
     network = entry.build(spec)
     if start is not None:
         load.load_into(network, start.path)
@@ -249,6 +254,7 @@ def _network(spec: ExperimentSpec, entry: ModelEntry, start: _Start | None) -> t
         log.info("weights from %s, %d tensors not loaded", file, len(lines))
         if lines:
             log.warning("not loaded from %s:\n%s", file, "\n".join(lines))
+            write_text(directory / NOT_LOADED, "".join(f"{line}\n" for line in lines))
     return network
 
 

@@ -241,3 +241,15 @@ def test_the_program_plans_without_heavy_libraries(study_file: Path, target: str
     assert done.stderr.strip() == "[]"
     assert json.loads(done.stdout)["first_trials"][0]
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_the_plan_says_what_trials_start_from(study_file: Path) -> None:
+    assert "\n  weights " not in plan_of(study_file)
+    given = "train.pretrained_model_path=released.pth"
+    strict = plan_of(study_file, given)
+    assert "weights     released.pth (train.pretrained_model_path)\n" in strict
+    assert "weights are loaded (train.pretrained_model_path)" in strict.partition("Not searched")[2]
+    study_file.write_text(STUDY + "allow_partial_load: true\n")
+    partial = plan_of(study_file, given)
+    assert "allow_partial_load: what does not fit a trial starts new and is listed" in partial
+    assert "model.width" in partial.partition("Not searched")[0]

@@ -218,3 +218,23 @@ def test_importing_the_report_loads_no_heavy_library() -> None:
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout
     assert not {"plotly", "pandas", "optuna", "sklearn", "cv2"} & set(json.loads(printed))
+
+
+def test_a_study_with_partial_loading_lists_what_its_trials_started_without(
+    tmp_path: Path,
+) -> None:
+    study = new(tmp_path / "partial", allow_partial_load=True)
+    only_the_baseline(study)
+    assert "found a value for every tensor" in write_report(study).read_text("utf-8")
+    file = study.trial_directory(0) / "not_loaded.txt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("convc1.weight: taps -3..3 copied\nmask.0.bias (of another shape)\n")
+
+    text = write_report(study).read_text("utf-8")
+
+    assert "Tensors without stored values" in text
+    assert "convc1.weight: taps -3..3 copied\nmask.0.bias (of another shape)" in text
+    study.close()
+    plain = new(tmp_path / "plain")
+    assert "Partial loading" not in write_report(plain).read_text("utf-8")
+    plain.close()
