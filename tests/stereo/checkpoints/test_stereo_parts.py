@@ -16,6 +16,7 @@ from stereo.checkpoints.identify import expected_state
 from stereo.checkpoints.load import network_state
 from stereo.errors import CheckpointError
 from stereo.nets.depth_anything_v2 import RelativeDepthAnything
+from stereo.nets.fast_foundation_stereo import FastFoundationStereo
 from stereo.registry import MODELS, load_start
 from stereo.spec.experiment import ExperimentSpec, FoundationStereoExperiment
 from stereo.spec.models import MODELS as ROWS
@@ -41,9 +42,7 @@ SMALL: dict[str, Any] = {"encoder": "vits", "volume_dim": 16, "max_disparity": 3
 ENCODER = ("downsample_layers.", "stages.")
 VIT = "feature.dino.depth_anything."
 
-FFS = numbered(
-    expected_state(MODELS["ffs"].build, FastFoundationStereoSpec(**SMALL))  # pyright: ignore[reportArgumentType]
-)
+FFS = numbered(expected_state(FastFoundationStereo, FastFoundationStereoSpec(**SMALL)))
 EDGENEXT = {n: t for n, t in below("feature.", FFS).items() if n.startswith(ENCODER)}
 HEAD = {  # of the classifier that both publish
     "head.norm.weight": torch.zeros(304),
@@ -74,12 +73,12 @@ def full(**backbone: Any) -> FoundationStereoExperiment:
 
 @pytest.fixture(scope="module")
 def ffs() -> nn.Module:
-    return MODELS["ffs"].build(fast().model)
+    return MODELS["ffs"].build(fast())
 
 
 @pytest.fixture(scope="module")
 def fs() -> nn.Module:
-    return MODELS["fs"].build(full().model)
+    return MODELS["fs"].build(full())
 
 
 @pytest.mark.parametrize(
@@ -205,7 +204,7 @@ def test_a_training_starts_from_the_file_and_records_it(
 ) -> None:
     torch.manual_seed(7)
     section = FastFoundationStereoSpec(**small_values["model"])
-    encoder = below("feature.", MODELS["ffs"].build(section).state_dict())
+    encoder = below("feature.", FastFoundationStereo(section).state_dict())
     encoder = {name: tensor for name, tensor in encoder.items() if name.startswith(ENCODER)}
     path = written(tmp_path / "edgenext_small.pth", timm(encoder))
     small_values["model"]["stereo_backbone"] = {"edgenext_pretrained_path": str(path)}
