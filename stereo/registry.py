@@ -273,7 +273,19 @@ def load_weights(
     shaping = {node.path for node in leaves(type(spec)) if node.facts.shapes_weights}
     if faults and shaping.isdisjoint(fault.key for fault in faults):  # else another release
         raise SpecError(faults)
+    _tell_other_range(path, report, spec, entry, is_release=is_release)
     return report
+
+
+def _tell_other_range(
+    path: Path, report: LoadReport, spec: ExperimentSpec, entry: ModelEntry, *, is_release: bool
+) -> None:
+    """Warn of weights for another range of disparities, which load all the same."""
+    given = getattr(spec.model, "max_disparity", None)
+    released = getattr(entry.experiment().model, "max_disparity", None) if is_release else given
+    needed = report.settings.get("max_disparity", released)
+    if given != needed:
+        LOG.warning("%s: made for model.max_disparity %s, the spec has %s", path, needed, given)
 
 
 def load_start(

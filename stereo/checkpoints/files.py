@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from stereo.checkpoints import archive
+from stereo.checkpoints import archive, public_config
 from stereo.checkpoints.inert_pickle import (
     InertPickleError,
     Record,
@@ -56,7 +56,8 @@ def read(path: Path) -> dict[str, Any]:
     """Return the dictionary stored at `path`, its tensors on the CPU.
 
     A pickled module comes back as `model`, its state dict, `args`, what it was built with, and
-    `LAYERS`, the plain attributes of its layers.
+    `LAYERS`, the plain attributes of its layers. The `cfg.yaml` beside a file of another program
+    comes back as `public_config.NAME`.
 
     Raises:
         CheckpointError: no such file, another suffix, not a whole checkpoint, written by a newer
@@ -82,7 +83,9 @@ def read(path: Path) -> dict[str, Any]:
             f"{path}: format_version {shown}, this program reads up to {FORMAT_VERSION}. "
             "Update the program"
         )
-    return payload
+    if "format_version" in payload:
+        return payload
+    return {**payload, public_config.NAME: public_config.beside(path)}
 
 
 def _states(payload: Any) -> Any:

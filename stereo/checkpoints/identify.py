@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from stereo.checkpoints import taps
+from stereo.checkpoints import public_config, taps
 from stereo.checkpoints.inert_pickle import Record
 from stereo.errors import CheckpointError
 
@@ -52,14 +52,24 @@ VIT_CHANNELS = {32: "vits", 64: "vitb", 128: "vitl"}  # by what the ViT adds to 
 QUARTER_CHANNELS = 96  # of the CNN alone
 EDGENEXT_SMALL = (48, 96, 160, 304)
 BUFFERS = (".running_mean", ".running_var", ".num_batches_tracked")
+PUBLIC_DISPARITY = 416  # of the public FoundationStereo files, if nothing says otherwise
 SETTINGS = {
     "max_disparity": "max_disparity",
     "max_disp": "max_disparity",
+    "valid_iters": "valid_iters",
+    "low_memory": "low_memory",
+    "mixed_precision": "mixed_precision",
+    "n_downsample": "n_downsample",
     "gwc_feature_normalize": "gwc_feature_normalize",
     "normalize": "gwc_feature_normalize",
     "attention_layout": "attention_layout",
 }
 """What some files say beside their weights and no shape shows: their name -> ours."""
+SHAPING = {
+    "vit_size": "encoder",
+    **{key: key for key in ("hidden_dims", "n_gru_layers", "corr_levels", "corr_radius")},
+}
+"""What a configuration says and tensors show too: its name -> ours."""
 BINDING = ("gwc_feature_normalize",)  # settings that the weights were made for
 
 
@@ -126,7 +136,7 @@ def identify(state: State, payload: Mapping[str, Any] | None = None) -> Identity
     for recognises, describe in KINDS:
         if recognises(state):
             found = describe(_Shapes(state))
-            return replace(found, **_stated(payload or {}))
+            return found if payload is None else _with_statements(found, payload)
     raise CheckpointError(
         "none of the networks this program knows (FoundationStereo, FastFoundationStereo, "
         "MetricDepthAnything, RelativeDepthAnything) and none of their encoders"
@@ -464,20 +474,39 @@ def _parameters(state: State) -> int:
     )
 
 
-def _stated(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """Epoch, step and settings that a file tells beside its weights."""
-    spec = payload.get("spec")
-    sources = (payload.get("args"), spec.get("model") if type(spec) is dict else None)
+def _with_statements(found: Identity, payload: Mapping[str, Any]) -> Identity:
+    """`found` with the epoch, the step and the settings that a file tells beside its weights."""
+    spec, config = payload.get("spec"), payload.get(public_config.NAME)
+    sources = (config, payload.get("args"), spec.get("model") if type(spec) is dict else None)
     settings: Fields = {}
     for source in sources:
         for key, value in plain_settings(source).items():
             if key in SETTINGS:
                 settings[SETTINGS[key]] = value
-    return {
-        "settings": settings,
-        "epoch": _count(payload.get("epoch")),
-        "step": _count(payload.get("global_step")),
-    }
+    remarks = [found.remark] if found.remark else []
+    if type(config) is dict:
+        remarks += _disputed(found, config)
+        if found.fields.get("variant") == "public" and "max_disparity" not in settings:
+            settings["max_disparity"] = PUBLIC_DISPARITY
+            nothing = f"no {public_config.NAME} says more"
+            remarks.append(f"max_disparity {PUBLIC_DISPARITY} as published: {nothing}")
+    return replace(
+        found,
+        settings=settings,
+        epoch=_count(payload.get("epoch")),
+        step=_count(payload.get("global_step")),
+        remark="\n".join(remarks),
+    )
+
+
+def _disputed(found: Identity, config: Mapping[str, Any]) -> list[str]:
+    """Fields of which a configuration says something else than the tensors."""
+    pairs = [(ours, config.get(theirs), found.fields.get(ours)) for theirs, ours in SHAPING.items()]
+    return [
+        f"{public_config.NAME} says {ours} {str(stated)[:80]}, the tensors show {shown}"
+        for ours, stated, shown in pairs
+        if stated is not None and shown is not None and stated != shown
+    ]
 
 
 def _count(value: Any) -> int | None:

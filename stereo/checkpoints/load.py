@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class LoadReport:
         zeroed: tensors that the file may lack because nothing reads them; they became zero.
         partly: `name: what of it was copied` of tensors that differ in shape.
         other_meaning: tensors of equal name and shape that mean something else in the network.
+        settings: fields of section `model` that the file states and tensors do not show.
     """
 
     missing: tuple[str, ...]
@@ -50,6 +51,7 @@ class LoadReport:
     zeroed: tuple[str, ...] = ()
     partly: tuple[str, ...] = ()
     other_meaning: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def complete(self) -> bool:
@@ -142,7 +144,14 @@ def load_into(
     rows = layer_differences(payload, module, rename)
     if rows:
         log.warning("%s: layers of the file compute otherwise:\n%s", path, identify.table(rows))
-    return report
+    return replace(report, settings=_settings(state, payload))
+
+
+def _settings(state: State, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        return identify.identify(state, payload).settings
+    except CheckpointError:  # a network of somebody else's
+        return {}
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,23 @@ def test_the_arrangement_of_heads_is_the_one_that_a_run_of_ours_trained(
     assert model.attention_layout == "mha"
 
 
+def test_weights_made_for_another_range_load_with_a_warning(
+    public: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = settled(foundation_stereo(variant="public"), public)
+    entry = entry_for(spec)
+    network = entry.build(spec)
+    path = tmp_path / "model_best_bp2.pth"
+    torch.save({"model": files.read(public)["model"]}, path)
+    load_weights(network, path, entry, spec)
+    assert f"{path}: made for model.max_disparity 416, the spec has 32" in caplog.messages
+
+    path.with_name("cfg.yaml").write_text("max_disp: 32")
+    caplog.clear()
+    load_weights(network, path, entry, spec)
+    assert not caplog.messages
+
+
 def test_weights_of_the_other_variant_are_refused(public: Path) -> None:
     spec = foundation_stereo(variant="tao")
     entry = entry_for(spec)

@@ -224,7 +224,11 @@ def test_settings_stored_beside_the_weights_are_told(args: Any, tmp_path: Path) 
 
     found = identify(state, files.read(tmp_path / "a.pth"))
 
-    assert found.settings == {"max_disparity": 160, "gwc_feature_normalize": False}
+    assert found.settings == {
+        "max_disparity": 160,
+        "gwc_feature_normalize": False,
+        "valid_iters": 8,
+    }
     assert (found.epoch, found.step) == (11, 200)
     assert "160 (as stated)" in str(found)
 
