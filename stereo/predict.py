@@ -106,7 +106,9 @@ def load_predictor(
     if path.suffix == ".pth":
         network, backend, warnings = _checkpoint(path, spec, entry.task), _torch_backend(), ()
     else:
-        loaded = engines.runnable(path, threads=threads)
+        cache = spec.gen_trt_engine.runtime_cache
+        kernels = None if cache is None else Path(cache)
+        loaded = engines.runnable(path, threads=threads, runtime_cache=kernels)
         _refuse_contradictions(path, loaded.facts, spec)
         input_size = _graph_size(path, loaded.engine, input_size, entry.task)
         network = _EngineNetwork(path, loaded, entry.task)

@@ -24,6 +24,8 @@ LOG = logging.getLogger(__name__)
 BACKENDS: dict[str, EngineBackend] = {
     backend.name: backend for backend in (TensorRT(), TensorRTRTX(), OnnxRuntime())
 }  # in the order in which `auto` tries them
+# On a CPU values are rounded where they are stored; what a GPU computes with differs further.
+STORAGE_ROUNDING = " (storage rounding)"
 SUFFIXES = {".engine": "tensorrt", ".plan": "tensorrt", ".rtx": "tensorrt_rtx"}
 
 
@@ -72,12 +74,15 @@ class Runnable:
         return self.profile_batch if fixed == -1 else fixed
 
 
-def runnable(path: Path, *, threads: int | None = None) -> Runnable:
+def runnable(
+    path: Path, *, threads: int | None = None, runtime_cache: Path | None = None
+) -> Runnable:
     """Load an engine where this machine can run it, else the graph that it was built from.
 
     Args:
         path: an engine or a graph (.onnx).
         threads: threads of ONNX Runtime; None uses every core this process may use.
+        runtime_cache: kernels of TensorRT-RTX, read and written where the engine itself runs.
 
     Raises:
         EngineError: no such file, or neither the engine nor its graph can run here.
@@ -86,51 +91,64 @@ def runnable(path: Path, *, threads: int | None = None) -> Runnable:
         raise EngineError(f"{path}: no such file. Build it with depth_net gen_trt_engine")
     facts = base.read_sidecar(path)
     if facts is None:
-        return _without_sidecar(path, threads)
+        return _without_sidecar(path, threads, runtime_cache)
     warnings = _changed(path, facts["sha256"], base.sidecar_path(path))
     if facts["kind"] == "graph":
         engine = GraphEngine(path.read_bytes(), threads=threads)
-        found = Runnable(engine, f"ONNX Runtime {engine.device} fp32", facts, warnings)
+        arithmetic = "int8" if facts.get("quantization") else "fp32"
+        words = f"ONNX Runtime {engine.device} {arithmetic}"
+        found = Runnable(engine, words, facts, warnings)
     else:
-        found = _engine_or_graph(path, facts, warnings, threads)
+        found = _engine_or_graph(path, facts, warnings, threads, runtime_cache)
     for warning in found.warnings:
         LOG.warning(warning)
     return found
 
 
-def _without_sidecar(path: Path, threads: int | None) -> Runnable:
+def _without_sidecar(path: Path, threads: int | None, runtime_cache: Path | None) -> Runnable:
     warning = f"{path}: no sidecar {base.sidecar_path(path).name}, so nothing about it is checked"
     LOG.warning(warning)
     owner = backend_for(path)
     if owner.name == "onnxruntime":
         engine: Engine = GraphEngine(path.read_bytes(), threads=threads)
         return Runnable(engine, f"ONNX Runtime {engine.device}", {}, (warning,))
-    engine = owner.load(path)
+    engine = owner.load(path, runtime_cache=runtime_cache)
     return Runnable(engine, f"{owner.name} {engine.device}", {}, (warning,))
 
 
 def _engine_or_graph(
-    path: Path, facts: dict[str, Any], warnings: tuple[str, ...], threads: int | None
+    path: Path,
+    facts: dict[str, Any],
+    warnings: tuple[str, ...],
+    threads: int | None,
+    runtime_cache: Path | None,
 ) -> Runnable:
     owner = backend_for(path)
     source: dict[str, Any] = facts.get("source") or {}
+    layers: list[str] = facts.get("layers_precision", [])
     kind = f"{owner.name} {facts['data_type']} engine"
+    recorded = facts["graph"]
+    changed = recorded["converted_sha256"] != recorded["sha256"]
+    rounds = STORAGE_ROUNDING if changed else ""
     if owner.name == "onnxruntime":
         engine: Engine = GraphEngine(path.read_bytes(), threads=threads)
-        return Runnable(engine, f"ONNX Runtime {engine.device}, {kind}", source, warnings)
+        return Runnable(engine, f"ONNX Runtime {engine.device}, {kind}{rounds}", source, warnings)
     try:
-        engine = owner.load(path)
+        engine = owner.load(path, runtime_cache=runtime_cache)
     except EngineError as error:
         reason = str(error).splitlines()[0]
     else:
         profiles: list[dict[str, Any]] = list(facts["profiles"].values())
         largest = profiles[0]["maximum"][0] if profiles else None
         return Runnable(engine, f"{kind} on {engine.device}", source, warnings, largest)
-    graph, recorded = _graph_of(path, facts, reason), facts["graph"]
-    converted = precision.convert(graph.read_bytes(), facts["data_type"])
+    graph = _graph_of(path, facts, reason)
+    converted = precision.convert(
+        graph.read_bytes(), facts["data_type"], layers, emulate_bfloat16=True
+    )
     warnings += _changed(graph, recorded["sha256"], base.sidecar_path(path))
     engine = GraphEngine(converted, threads=threads)
-    words = f"ONNX Runtime {engine.device}, graph of {kind} (engine not runnable here: {reason})"
+    words = f"ONNX Runtime {engine.device}, graph of {kind}{rounds}"
+    words += f" (engine not runnable here: {reason})"
     return Runnable(engine, words, source, warnings)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -46,14 +46,27 @@ class ShapeRange:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How an engine is built; `profiles` names the inputs whose batch axis is open."""
+    """How an engine is built.
+
+    Attributes:
+        data_type: arithmetic of most layers; the graph is in its final types already.
+        profiles: inputs whose batch axis is open.
+        workspace_gib: limit of the builder's scratch memory, GiB.
+        compute_capabilities: GPUs that an engine built ahead of time is for.
+        timing_cache: read before and written after a build, where a backend has one.
+        gpu_id: device that builds.
+        verbose: log everything the builder says.
+        progress: told (phase, steps done, steps in all).
+    """
 
     data_type: DataType = "fp32"
     profiles: Mapping[str, ShapeRange] = field(default_factory=dict[str, ShapeRange])
     workspace_gib: float = 4.0
     compute_capabilities: tuple[str, ...] = ("SM80", "SM86", "SM89", "SM120")
     timing_cache: Path | None = None
+    gpu_id: int = 0
     verbose: bool = False
+    progress: Callable[[str, int, int | None], None] = lambda _what, _done, _total: None
 
 
 @dataclass(frozen=True)
@@ -91,6 +104,7 @@ class EngineBackend(Protocol):
 
     name: str
     suffix: str
+    has_bfloat16: bool  # else the precision pass emulates it
 
     def available(self) -> str | None:
         """None when this machine can build with it, else the reason and the remedy."""
@@ -100,8 +114,13 @@ class EngineBackend(Protocol):
         """Make an engine of a serialised graph whose types are final."""
         ...
 
-    def load(self, engine: Path) -> Engine:
-        """Load an engine; EngineError with the reason when this machine cannot run it."""
+    def load(self, engine: Path, *, runtime_cache: Path | None = None) -> Engine:
+        """Load an engine; EngineError with the reason when this machine cannot run it.
+
+        Args:
+            engine: the file.
+            runtime_cache: kernels compiled on this machine, read and written by TensorRT-RTX.
+        """
         ...
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from stereo.engines import backend, base, precision
 from stereo.engines.base import (
     BuildOptions,
+    DataType,
     EngineBackend,
     EngineInfo,
     ShapeRange,
@@ -23,9 +24,13 @@ from stereo.engines.base import (
 from stereo.engines.ort import GraphEngine
 from stereo.errors import EngineError, SpecError, SpecProblem
 from stereo.files import sha256, write_bytes
+from stereo.progress import bar_when_slow
 from stereo.spec.deploy import EngineSpec
+from stereo.spec.models import MODELS
+from stereo.spec.rules import RULES, VALUE_HINTS
 
 LOG = logging.getLogger(__name__)
+KEY = "gen_trt_engine.tensorrt.data_type"
 
 
 def build_engine(
@@ -51,16 +56,21 @@ def build_engine(
         )
         raise SpecError([problem])
     builder = backend(section.backend)
-    data_type = section.tensorrt.data_type
-    exported = graph.read_bytes()
-    converted = precision.convert(exported, data_type)
+    data_type, layers = section.tensorrt.data_type, section.tensorrt.layers_precision
+    exported, source = graph.read_bytes(), base.read_sidecar(graph)
+    _require_precision(graph, exported, source, data_type, layers)
+    computable = precision.convert(exported, data_type, layers, emulate_bfloat16=True)
+    converted = (
+        precision.convert(exported, data_type, layers) if builder.has_bfloat16 else computable
+    )
     tell(f"checking the {data_type} graph in ONNX Runtime")
     reference = GraphEngine(exported)
     options = build_options(section, reference.inputs)
     probe = _probe(reference.inputs, options)
-    rounding = _difference(reference(probe), GraphEngine(converted)(probe), graph)
+    rounding = _difference(reference(probe), GraphEngine(computable)(probe), graph)
     tell(f"building with {builder.name}")
-    compiled = builder.compile(converted, options)
+    with bar_when_slow() as show:
+        compiled = builder.compile(converted, replace(options, progress=show))
     engine = (
         Path(section.trt_engine)
         if section.trt_engine
@@ -71,6 +81,8 @@ def build_engine(
         "kind": "engine",
         "backend": builder.name,
         "data_type": data_type,
+        "layers_precision": list(layers),
+        **({"int8_share": precision.int8_share(exported)} if data_type == "int8" else {}),
         "profiles": {name: asdict(shapes) for name, shapes in options.profiles.items()},
         **compiled.facts,
         "process_peak_memory_mb": base.peak_memory_mb(),
@@ -80,11 +92,64 @@ def build_engine(
             "converted_sha256": hashlib.sha256(converted).hexdigest(),
         },
         "precision_pass_max_difference_px": rounding,
-        "device_check": _device_check(builder, engine, probe, reference, graph),
-        "source": base.read_sidecar(graph),
+        "device_check": _device_check(builder, engine, section.runtime_cache, probe, reference),
+        "source": source,
     }
     complete = base.write_sidecar(engine, facts)
     return EngineInfo(engine, base.sidecar_path(engine), builder.name, complete)
+
+
+def _require_precision(
+    graph: Path,
+    exported: bytes,
+    source: Mapping[str, Any] | None,
+    data_type: DataType,
+    layers: Sequence[str],
+) -> None:
+    """Refuse a type that the graph or its network cannot have.
+
+    Raises:
+        SpecError: int8 without quantised weights or the other way round; fp16 or bf16 where the
+            values of the network do not survive it.
+    """
+    kind = precision.quantized_as(exported)
+    fault: tuple[str, str] | None = None
+    if kind == "dynamic":
+        fault = (
+            "inputs are quantised while the graph runs, which only ONNX Runtime does",
+            "Give it to evaluate or inference as it is, or quantise with mode static_ptq",
+        )
+    elif kind == "qdq" and (data_type != "int8" or layers):
+        fault = "the graph has int8 weights", f"Set {KEY}=int8 and no layers_precision"
+    elif kind is None and data_type == "int8":
+        fault = (
+            "the graph has float weights",
+            "Quantise it first: depth_net quantize with mode static_ptq",
+        )
+    elif source is not None and data_type in ("fp16", "bf16"):
+        fault = _network_fault(source, data_type)
+    if fault is not None:
+        problem, remedy = fault
+        raise SpecError([SpecProblem(str(graph), KEY, f"got {data_type}: {problem}", remedy)])
+
+
+def _network_fault(source: Mapping[str, Any], data_type: DataType) -> tuple[str, str] | None:
+    """What the rules of the spec say about the network that the graph really holds."""
+    model = next((m for m in MODELS.values() if m.model_type == source["model_type"]), None)
+    if model is None:
+        return None
+    if data_type == "bf16" and model.dataset_name == "StereoDataset":
+        return VALUE_HINTS[KEY, "bf16"], "Use fp16 or fp32"
+    spec = model.spec_class()
+    spec.model.encoder = source["model"]["encoder"]
+    spec.gen_trt_engine.tensorrt.data_type = data_type  # type: ignore[assignment]
+    for rule in RULES[model.key]:
+        problem = rule.broken(spec) if KEY in rule.keys else None
+        if problem and rule.warning:
+            LOG.warning("%s: %s. %s", KEY, problem, rule.remedy)
+        elif problem:
+            return problem, rule.remedy
+    return None
 
 
 def engine_name(
@@ -131,6 +196,7 @@ def build_options(section: EngineSpec, inputs: Sequence[TensorSpec]) -> BuildOpt
         workspace_gib=section.tensorrt.workspace_size,
         compute_capabilities=tuple(section.compute_capabilities),
         timing_cache=Path(section.timing_cache) if section.timing_cache else None,
+        gpu_id=section.gpu_id,
         verbose=section.verbose,
     )
 
@@ -165,12 +231,17 @@ def _difference(reference: Tensors, candidate: Tensors, graph: Path) -> float:
 
 
 def _device_check(
-    builder: EngineBackend, engine: Path, probe: Tensors, reference: GraphEngine, graph: Path
+    builder: EngineBackend,
+    engine: Path,
+    runtime_cache: str | None,
+    probe: Tensors,
+    reference: GraphEngine,
 ) -> dict[str, Any]:
     """Run the new engine once where its device is present."""
+    cache = None if runtime_cache is None else Path(runtime_cache)
     try:
-        loaded = builder.load(engine)
+        loaded = builder.load(engine, runtime_cache=cache)
     except EngineError as error:
         return {"run": False, "reason": str(error).splitlines()[0]}
-    difference = _difference(reference(probe), loaded(probe), graph)
+    difference = _difference(reference(probe), loaded(probe), engine)
     return {"run": True, "device": loaded.device, "max_difference_px": difference}

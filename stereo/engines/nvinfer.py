@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stereo.engines.base import BuildOptions, Compiled, Tensors, TensorSpec
-from stereo.errors import EngineError
+from stereo.errors import BackendMissingError, EngineError
+from stereo.files import write_bytes
 
 LOG = logging.getLogger(__name__)
 REPORTED_RECORDS = 5
@@ -49,6 +50,28 @@ def process_logger(trt: Any) -> Any:
     return RecordingLogger()
 
 
+def _progress_monitor(trt: Any, tell: Callable[[str, int, int | None], None]) -> Any:
+    """What the builder tells about its phases, which it enters one inside the other."""
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.steps[phase_name] = num_steps
+            tell(phase_name, 0, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            tell(phase_name, step + 1, self.steps[phase_name])
+            return True  # go on
+
+        def phase_finish(self, phase_name: str) -> None:
+            tell(phase_name, self.steps[phase_name], self.steps[phase_name])
+
+    return Monitor()
+
+
 def build(
     trt: Any, graph: bytes, options: BuildOptions, configure: Callable[[Any], None]
 ) -> Compiled:
@@ -63,6 +86,7 @@ def build(
     Raises:
         EngineError: with the last errors that the library logged.
     """
+    _use_gpu(options.gpu_id)
     logger = process_logger(trt)
     logger.records.clear()
     logger.verbose = options.verbose
@@ -77,6 +101,7 @@ def build(
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace_gib * 2**30))
     config.clear_flag(trt.BuilderFlag.TF32)
+    config.progress_monitor = _progress_monitor(trt, options.progress)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     configure(config)
     _add_profile(builder, config, options)
@@ -89,6 +114,21 @@ def build(
         "build_seconds": round(time.perf_counter() - started, 2),
     }
     return Compiled(bytes(serialized), facts)
+
+
+def _use_gpu(index: int) -> None:
+    """Build on a device; an ahead-of-time build on a machine without one needs none.
+
+    Raises:
+        BackendMissingError: there are devices, but not so many.
+    """
+    import torch
+
+    count = torch.cuda.device_count()
+    if count and index >= count:
+        raise BackendMissingError(f"gen_trt_engine.gpu_id={index}: this machine has {count} GPUs")
+    if count:
+        torch.cuda.set_device(index)
 
 
 def _add_profile(builder: Any, config: Any, options: BuildOptions) -> None:
@@ -127,7 +167,14 @@ def _failure(trt: Any, what: str, errors: Sequence[str] = ()) -> EngineError:
 class DeviceEngine:
     """An engine on an NVIDIA GPU; device memory is held in torch tensors."""
 
-    def __init__(self, trt: Any, engine: Path) -> None:
+    def __init__(self, trt: Any, engine: Path, runtime_cache: Path | None = None) -> None:
+        """Load an engine.
+
+        Args:
+            trt: the imported package.
+            engine: the file.
+            runtime_cache: file of kernels compiled on this machine; only with TensorRT-RTX.
+        """
         import torch
 
         logger = process_logger(trt)
@@ -136,11 +183,31 @@ class DeviceEngine:
         self._engine = self._runtime.deserialize_cuda_engine(engine.read_bytes())
         if self._engine is None:
             raise _failure(trt, f"{engine} cannot be loaded on this machine")
-        self._context = self._engine.create_execution_context()
+        self._cache_file = runtime_cache
+        self._cached_shapes: set[tuple[tuple[int, ...], ...]] = set()
+        self._context = self._execution_context()
         self._stream = torch.cuda.Stream()
         self.device = torch.cuda.get_device_name()
         self.inputs = self._tensors(trt.TensorIOMode.INPUT)
         self.outputs = self._tensors(trt.TensorIOMode.OUTPUT)
+
+    def _execution_context(self) -> Any:
+        """A context that takes kernels from the runtime cache and leaves new ones there."""
+        if self._cache_file is None:
+            return self._engine.create_execution_context()
+        config = self._engine.create_runtime_config()
+        self._cache = config.create_runtime_cache()
+        known = self._cache_file.read_bytes() if self._cache_file.exists() else b""
+        if known and not self._cache.deserialize(known):
+            LOG.warning("%s is of another GPU or version: kernels are compiled", self._cache_file)
+        config.set_runtime_cache(self._cache)
+        return self._engine.create_execution_context(config)
+
+    def _write_cache(self, shapes: tuple[tuple[int, ...], ...]) -> None:
+        """Keep what was compiled for shapes that are new."""
+        if self._cache_file is not None and shapes not in self._cached_shapes:
+            self._cached_shapes.add(shapes)
+            write_bytes(self._cache_file, bytes(self._cache.serialize()))
 
     def _tensors(self, mode: Any) -> tuple[TensorSpec, ...]:
         engine = self._engine
@@ -185,6 +252,7 @@ class DeviceEngine:
             if not self._context.execute_async_v3(self._stream.cuda_stream):
                 raise EngineError("the engine failed to run")
             self._stream.synchronize()
+        self._write_cache(tuple(tuple(values.shape) for values in inputs.values()))
         return {name: tensor.cpu().numpy() for name, tensor in results.items()}
 
 

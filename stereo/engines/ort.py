@@ -58,6 +58,7 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     suffix = "onnx"
+    has_bfloat16 = False
 
     def available(self) -> str | None:
         """None when the package is installed."""
@@ -75,8 +76,9 @@ class OnnxRuntime:
         }
         return Compiled(graph, facts)
 
-    def load(self, engine: Path) -> Engine:
+    def load(self, engine: Path, *, runtime_cache: Path | None = None) -> Engine:
         """Load onto a GPU where ONNX Runtime has one, else onto the CPU."""
+        del runtime_cache  # of TensorRT-RTX
         return GraphEngine(engine.read_bytes())
 
 

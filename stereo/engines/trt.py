@@ -17,6 +17,7 @@ class TensorRT:
 
     name = "tensorrt"
     suffix = "engine"
+    has_bfloat16 = True
 
     def available(self) -> str | None:
         """None when the package is installed and a GPU is present."""
@@ -42,8 +43,9 @@ class TensorRT:
             write_bytes(options.timing_cache, timings)
         return compiled
 
-    def load(self, engine: Path) -> Engine:
+    def load(self, engine: Path, *, runtime_cache: Path | None = None) -> Engine:
         """Load onto the GPU."""
+        del runtime_cache  # of TensorRT-RTX: TensorRT compiles nothing when an engine is loaded
         return nvinfer.DeviceEngine(self._module(), engine)
 
     def _module(self) -> Any:

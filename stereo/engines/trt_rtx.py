@@ -19,6 +19,7 @@ class TensorRTRTX:
 
     name = "tensorrt_rtx"
     suffix = "rtx"
+    has_bfloat16 = True
 
     def available(self) -> str | None:
         """None when the package is installed; building needs no GPU."""
@@ -46,8 +47,8 @@ class TensorRTRTX:
         facts = {"compute_capabilities": list(options.compute_capabilities), **compiled.facts}
         return Compiled(compiled.content, facts)
 
-    def load(self, engine: Path) -> Engine:
-        """Load onto the GPU.
+    def load(self, engine: Path, *, runtime_cache: Path | None = None) -> Engine:
+        """Load onto the GPU; kernels that `runtime_cache` does not hold are compiled.
 
         Raises:
             EngineError: no GPU, or none that the engine was built for.
@@ -56,7 +57,7 @@ class TensorRTRTX:
         gpu = nvinfer.gpu_missing()
         if gpu:
             raise BackendMissingError(gpu)
-        return nvinfer.DeviceEngine(trt, engine)
+        return nvinfer.DeviceEngine(trt, engine, runtime_cache)
 
     def _module(self) -> Any:
         reason = self.available()

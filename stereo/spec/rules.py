@@ -716,6 +716,17 @@ DEPLOY_RULES: tuple[Rule, ...] = (
     *(_batch(f"{a}.batch_size") for a in ("evaluate", "inference", "export", "gen_trt_engine")),
     _not_falling(*(f"{_TENSORRT}.{end}_batch_size" for end in ("min", "opt", "max"))),
     Rule(
+        ("gen_trt_engine.compute_capabilities", f"{_TENSORRT}.data_type"),
+        lambda spec: _said_if(
+            "SM75" in spec.gen_trt_engine.compute_capabilities
+            and spec.gen_trt_engine.backend in ("auto", "tensorrt_rtx")
+            and spec.gen_trt_engine.tensorrt.data_type != "fp16",
+            f"SM75 with {spec.gen_trt_engine.tensorrt.data_type}: on these GPUs TensorRT-RTX has"
+            " neither float32 products and 3-D convolutions nor bfloat16",
+        ),
+        f"Remove SM75, or set {_TENSORRT}.data_type=fp16",
+    ),
+    Rule(
         (f"{_TENSORRT}.workspace_size",),
         lambda spec: _said_if(
             spec.gen_trt_engine.tensorrt.workspace_size > 64,

@@ -15,7 +15,9 @@ from stereo.engines.build import build_engine
 from stereo.engines.ort import GraphEngine
 from stereo.errors import BackendMissingError, EngineError, SpecError
 from stereo.export.graph import export_graph
-from stereo.spec.deploy import EngineSpec
+from stereo.export.quantize import quantize_graph
+from stereo.spec.deploy import EngineSpec, MonoEngineSpec, QuantizeSpec
+from tests.stereo.tiny_mono import SIZE, write_tiny_mono
 from tests.stereo.tiny_stereo import HEIGHT, WIDTH, TinyStereo, tiny_spec
 
 
@@ -127,6 +129,126 @@ class TestEngineBackend:
         section.batch_size = 3
         with pytest.raises(SpecError, match=r"gen_trt_engine\.batch_size: got 3.*fixed batch of 1"):
             build_engine(section, tmp_path)
+
+
+class TestPrecisions:
+    """Types beyond those of the stereo networks, on a graph of a monocular one."""
+
+    @pytest.fixture
+    def graph(self, tmp_path: Path) -> Path:
+        return write_tiny_mono(tmp_path / "mono.onnx")
+
+    def _build(self, graph: Path, backend: EngineBackend, *layers: str, **tensorrt: str) -> Path:
+        section = MonoEngineSpec(onnx_file=str(graph), backend=backend.name)  # type: ignore[arg-type]
+        section.tensorrt.data_type = tensorrt.get("data_type", "fp32")  # type: ignore[assignment]
+        section.tensorrt.layers_precision = list(layers)
+        return build_engine(section, graph.parent / "out").engine
+
+    @pytest.mark.parametrize(
+        ("data_type", "layers", "storage_rounding"),
+        [
+            ("fp32", (), False),
+            ("fp16", (), True),
+            ("bf16", (), True),
+            ("fp32", ("/network/mix/MatMul:bf16", "/network/patches/*:fp16"), True),
+            ("bf16", ("*:fp32",), False),
+        ],
+    )
+    def test_it_builds_every_precision_and_the_label_says_what_a_cpu_shows(
+        self,
+        backend: EngineBackend,
+        graph: Path,
+        data_type: str,
+        layers: tuple[str, ...],
+        storage_rounding: bool,
+    ) -> None:
+        engine = self._build(graph, backend, *layers, data_type=data_type)
+
+        loaded = runnable(engine)
+
+        image = np.random.default_rng(3).standard_normal((1, 3, *SIZE), np.float32)
+        expected = GraphEngine(graph.read_bytes())({"images": image})["outputs"]
+        found = loaded.engine({"images": image})["outputs"]
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, atol=2e-2)
+        assert base.read_sidecar(engine)["layers_precision"] == list(layers)  # type: ignore[index]
+        if loaded.backend.startswith("ONNX Runtime"):
+            assert ("storage rounding" in loaded.backend) is storage_rounding
+            assert (found != expected).any() == storage_rounding
+
+    def test_a_quantised_graph_is_an_int8_engine_and_a_float_one_is_not(
+        self, backend: EngineBackend, graph: Path
+    ) -> None:
+        with pytest.raises(SpecError, match=r"data_type: got int8: the graph has float weights"):
+            self._build(graph, backend, data_type="int8")
+        section = QuantizeSpec(model_path=str(graph), mode="static_ptq")
+        content = graph.read_bytes()
+        image = np.random.default_rng(4).standard_normal((1, 3, *SIZE), np.float32)
+        nodes = {"/network/mix/MatMul": "int8"}
+        quantised = graph.with_name("int8.onnx")
+        quantised.write_bytes(quantize_graph(content, section, nodes, [{"images": image}]))
+
+        engine = self._build(quantised, backend, data_type="int8")
+
+        facts = base.read_sidecar(engine)
+        assert facts is not None
+        assert facts["int8_share"] == 1.0
+        expected = GraphEngine(content)({"images": image})["outputs"]
+        found = runnable(engine).engine({"images": image})["outputs"]
+        assert 0 < np.abs(found - expected).max() < 2e-2
+        with pytest.raises(SpecError, match=r"got fp16: the graph has int8 weights.*=int8"):
+            self._build(quantised, backend, data_type="fp16")
+
+    def test_weights_that_only_onnx_runtime_multiplies_are_refused(
+        self, backend: EngineBackend, graph: Path
+    ) -> None:
+        nodes = {"/network/mix/MatMul": "int8"}
+        content = quantize_graph(graph.read_bytes(), QuantizeSpec(), nodes, [])
+        quantised = graph.with_name("dynamic.onnx")
+        quantised.write_bytes(content)
+        for data_type in ("fp32", "int8"):
+            with pytest.raises(SpecError, match=r"only ONNX Runtime does.*mode static_ptq"):
+                self._build(quantised, backend, data_type=data_type)
+
+    def test_progress_is_told_in_phases(self, backend: EngineBackend, graph: Path) -> None:
+        told: list[tuple[str, int, int | None]] = []
+        options = base.BuildOptions(progress=lambda *step: told.append(step))
+        backend.compile(graph.read_bytes(), options)
+        assert all(0 <= done <= (total or done) for _, done, total in told)
+        if backend.name != "onnxruntime":  # which builds nothing
+            assert len(told) > 10
+            assert {done == total for _, done, total in told} == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("model", "encoder", "data_type", "said"),
+    [
+        ("MetricDepthAnything", "vitl", "fp16", "activations overflow"),
+        ("RelativeDepthAnything", "vitg", "fp16", "activations overflow"),
+        ("FoundationStereo", "vits", "bf16", "no bf16 engine"),
+    ],
+)
+def test_a_precision_that_the_network_of_a_graph_does_not_survive_is_refused_whatever_the_spec_says(
+    tmp_path: Path, model: str, encoder: str, data_type: str, said: str
+) -> None:
+    facts = {"model_type": model, "model": {"encoder": encoder}}
+    graph = write_tiny_mono(tmp_path / "mono.onnx", facts)
+    section = MonoEngineSpec(onnx_file=str(graph), backend="onnxruntime")
+    section.tensorrt.data_type = data_type  # type: ignore[assignment]
+    with pytest.raises(SpecError, match=rf"data_type: got {data_type}: .*{said}"):
+        build_engine(section, tmp_path)
+
+
+@pytest.mark.parametrize(("data_type", "warned"), [("fp16", True), ("bf16", False)])
+def test_float16_of_a_small_encoder_is_worth_a_warning(
+    tmp_path: Path, data_type: str, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    facts = {"model_type": "MetricDepthAnything", "model": {"encoder": "vits"}}
+    graph = write_tiny_mono(tmp_path / "mono.onnx", facts)
+    section = MonoEngineSpec(onnx_file=str(graph), backend="onnxruntime")
+    section.tensorrt.data_type = data_type  # type: ignore[assignment]
+    build_engine(section, tmp_path)
+    assert any("may overflow. Use bf16" in line for line in caplog.messages) is warned
 
 
 def test_a_backend_that_is_missing_names_the_remedy() -> None:

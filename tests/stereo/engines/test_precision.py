@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from stereo.engines import precision
+from stereo.engines.base import DataType
 from stereo.engines.ort import GraphEngine
-from stereo.errors import EngineError
+from stereo.errors import EngineError, SpecError
 
 FLOAT, FLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16
 
@@ -107,6 +109,108 @@ def test_resize_keeps_its_scales_and_a_cast_to_float_becomes_float16() -> None:
     assert types["scales"] == FLOAT
     assert types["a"] == types["b"] == FLOAT16
     onnx.checker.check_model(model, full_check=True)
+
+
+def test_bfloat16_leaves_deconvolutions_and_sizes_in_float32() -> None:
+    weight = np.random.default_rng(0).standard_normal((2, 2, 2, 2)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], name="conv"),
+        helper.make_node("ConvTranspose", ["a", "w"], ["b"], name="grow"),
+        helper.make_node("Shape", ["b"], ["s"], name="shape"),
+        helper.make_node("Cast", ["s"], ["f"], name="as_float", to=FLOAT),
+        helper.make_node("ReduceMax", ["f"], ["m"], name="side", keepdims=0),
+        helper.make_node("Div", ["b", "m"], ["y"], name="scale"),
+    ]
+    model = onnx.load_from_string(precision.convert(_model(nodes, {"w": weight}), "bf16"))
+
+    made = {node.name: node for node in model.graph.node}
+    stored = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    assert stored[made["conv"].input[1]] == precision.BFLOAT16
+    assert stored[made["grow"].input[1]] == FLOAT
+    assert made["side"].input[0] == "f", "a size is not rounded to 8 bits"
+    assert [a.i for a in made["as_float"].attribute] == [FLOAT]
+    casts = {
+        node.output[0]: node.attribute[0].i for node in model.graph.node if node.op_type == "Cast"
+    }
+    assert casts["x_bfloat16"] == casts["b_bfloat16"] == casts["m_bfloat16"] == precision.BFLOAT16
+    assert casts["a_float32"] == casts["y"] == FLOAT
+
+
+def test_emulated_bfloat16_stores_what_bfloat16_holds_and_computes_in_float32() -> None:
+    nodes = [
+        helper.make_node("Mul", ["x", "k"], ["a"], name="scale"),
+        helper.make_node("Add", ["a", "k"], ["y"], name="shift"),
+    ]
+    factor = np.array(1.2345678, np.float32)
+    graph = precision.convert(_model(nodes, {"k": factor}), "bf16", emulate_bfloat16=True)
+    x = np.random.default_rng(1).standard_normal((1, 2, 4, 4)).astype(np.float32)
+
+    def rounded(values: np.ndarray) -> np.ndarray:
+        return values.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+    small = rounded(factor)
+    expected = rounded(rounded(rounded(x) * small) + small)
+    np.testing.assert_array_equal(GraphEngine(graph)({"x": x})["y"], expected)
+    assert (expected != x * factor + factor).any()
+
+
+def _types_of_nodes(model: onnx.ModelProto) -> dict[str, int]:
+    types = _types(model)
+    return {node.name: types[node.output[0]] for node in model.graph.node if node.op_type != "Cast"}
+
+
+@pytest.mark.parametrize(
+    ("data_type", "layers", "expected"),
+    [
+        ("fp32", ["conv:fp16"], {"conv": FLOAT16, "conv_again": FLOAT, "divide": FLOAT}),
+        ("fp16", ["conv*:FP32"], {"conv": FLOAT, "conv_again": FLOAT, "divide": FLOAT16}),
+        ("fp16", ["*:fp32", "divide:fp16"], {"conv": FLOAT, "divide": FLOAT16}),
+        ("fp32", ["*:fp16"], {"conv": FLOAT16, "norm": FLOAT, "divide": FLOAT16}),
+        ("fp32", ["norm:fp16"], {"conv": FLOAT, "norm": FLOAT16, "divide": FLOAT}),
+        ("fp16", ["conv*:fp32", "conv:fp16"], {"conv": FLOAT16, "conv_again": FLOAT}),
+    ],
+)
+def test_layers_precision_names_nodes_patterns_and_the_rest(
+    mixed: bytes, data_type: DataType, layers: list[str], expected: dict[str, int]
+) -> None:
+    converted = precision.convert(mixed, data_type, layers)
+    model = onnx.load_from_string(converted)
+    onnx.checker.check_model(model, full_check=True)
+    assert expected.items() <= _types_of_nodes(model).items()
+    x = np.ones((1, 2, 4, 4), np.float32)
+    assert np.isfinite(GraphEngine(converted)({"x": x})["y"]).all()
+
+
+def test_layers_that_do_not_exist_are_listed_with_names_that_are_near(mixed: bytes) -> None:
+    with pytest.raises(SpecError) as error:
+        precision.convert(mixed, "fp16", ["dividee:fp32", "conv:int8", "norm", "last:fp32"])
+    said = str(error.value)
+    assert "no layer 'dividee' among 6. Nearest: divide" in said
+    assert "got 'conv:int8'. Write name:precision with fp32, fp16, bf16" in said
+    assert "got 'norm'" in said
+    assert len(error.value.problems) == 3
+
+
+def test_a_default_of_float32_leaves_the_bytes_alone(mixed: bytes) -> None:
+    assert precision.convert(mixed, "fp16", ["*:fp32"]) is mixed
+
+
+def test_a_quantised_graph_is_told_from_a_float_one(mixed: bytes) -> None:
+    weight = np.zeros((4, 3), np.int8)
+    scale = np.ones(1, np.float32)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s"], ["d"], name="d"),
+        helper.make_node("MatMul", ["x", "d"], ["a"], name="small"),
+        helper.make_node("MatMul", ["a", "v"], ["y"], name="float"),
+    ]
+    quantised = _model(nodes, {"w": weight, "s": scale, "v": np.zeros((3, 2), np.float32)})
+    assert precision.quantized_as(quantised) == "qdq"
+    assert precision.int8_share(quantised) == 12 / 18
+    assert precision.quantized_as(mixed) is None
+    assert precision.int8_share(mixed) == 0.0
+    dynamic = [helper.make_node("DynamicQuantizeLinear", ["x"], ["y", "s", "z"], name="d")]
+    assert precision.quantized_as(_model(dynamic, {})) == "dynamic"
+    assert precision.convert(quantised, "int8") is quantised
 
 
 def test_control_flow_is_refused() -> None:

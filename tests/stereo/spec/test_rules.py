@@ -119,6 +119,11 @@ BROKEN: list[Case] = [
     ("evaluate.input_height", ("evaluate.input_height=448",), "height 448 and width None"),
     ("inference.input_height", ("inference.input_width=448",), "height None and width 448"),
     ("export.batch_size", ("export.batch_size=0",), "Use -1 or a number from 1"),
+    (
+        "gen_trt_engine.compute_capabilities",
+        ("gen_trt_engine.compute_capabilities=[SM75, SM80]",),
+        "SM75 with fp32",
+    ),
     ("gen_trt_engine.batch_size", ("gen_trt_engine.batch_size=0",), "Use -1 or a number from 1"),
     ("evaluate.batch_size", ("evaluate.batch_size=0",), "Use -1 or a number from 1"),
     ("inference.batch_size", ("inference.batch_size=0",), "Use -1 or a number from 1"),
