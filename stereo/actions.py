@@ -27,7 +27,7 @@ from stereo.spec.rules import is_open, value_at
 from stereo.status import StatusLog, log_file, write_experiment, write_provenance
 
 if TYPE_CHECKING:
-    from stereo.data.loaders import SplitFacts
+    from stereo.data.preflight import SplitFacts
     from stereo.evaluation.evaluator import Evaluation
     from stereo.predict import Predictor
     from stereo.spec.deploy import EvaluateSpec, InferenceSpec
@@ -367,8 +367,8 @@ def check(job: Job) -> ActionResult:
     stride = entry_for(job.spec).stride
     height, width = (-(-max(side) // stride) * stride for side in zip(*sizes, strict=True))
     metrics = {
-        "pairs_train": float(facts["train_dataset"].pairs),
-        "pairs_val": float(facts["val_dataset"].pairs),
+        "pairs_train": float(facts["train_dataset"].samples),
+        "pairs_val": float(facts["val_dataset"].samples),
         "height": float(height),
         "width": float(width),
         "mixed_sizes": float(len({(-(-h // stride), -(-w // stride)) for h, w in sizes}) > 1),
@@ -379,7 +379,7 @@ def check(job: Job) -> ActionResult:
 
 def _read_all(spec: ExperimentSpec, splits: Sequence[str]) -> dict[str, SplitFacts]:
     """Read every file of the splits once, with a bar on a terminal."""
-    from stereo.data.loaders import preflight
+    from stereo.data.preflight import preflight
 
     with progress_bar() as bar:
         task = bar.add_task("reading all pairs")

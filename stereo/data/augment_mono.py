@@ -46,7 +46,12 @@ def resize_image(image: Image, crop_size: Sequence[int]) -> Image:
         image: uint8 (H, W, 3).
         crop_size: least [height, width], px.
     """
-    height, width = network_size(image.shape[:2], crop_size)
+    return resize_exactly(image, network_size(image.shape[:2], crop_size))
+
+
+def resize_exactly(image: Image, size: Sequence[int]) -> Image:
+    """The image (H, W, 3) uint8 at [height, width] px, bicubic; a fixed graph takes no other."""
+    height, width = size
     return as_image(cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC))
 
 

@@ -143,6 +143,10 @@ def read_sample(
 def read_sample(
     form: MonoFormat, row: Row, cache: SampleCache | None
 ) -> tuple[MonoSample, bool]: ...
+@overload
+def read_sample(
+    form: Format, row: Row, cache: SampleCache | None
+) -> tuple[StereoSample | MonoSample, bool]: ...
 def read_sample(
     form: Format, row: Row, cache: SampleCache | None
 ) -> tuple[StereoSample | MonoSample, bool]:

@@ -69,8 +69,8 @@ if TYPE_CHECKING:
 Family: TypeAlias = Literal["stereo", "mono"]
 EvalCrop: TypeAlias = Literal["nyu_eigen", "kitti_eigen", "kitti_garg"]
 
-_RELATIVE_LIMIT = 1000.0  # of a disparity target, exclusive
-_NYU_RELATIVE_RANGE = (0.001, 10.0)  # m, exclusive
+RELATIVE_LIMIT = 1000.0  # of a disparity target, exclusive
+NYU_RELATIVE_RANGE = (0.001, 10.0)  # m, exclusive
 _NYU_SIZE = (480, 640)
 _NYU_CROP = (slice(45, 471), slice(41, 601))
 # First row, end row, first column, end column, as shares of the height and width.
@@ -237,11 +237,11 @@ class MonoFormat:
         """The target (H, W) of the decoded values, +inf outside the fixed limits of the class."""
         unknown = np.float32(np.inf)
         if self.inverts_depth:
-            nearest, farthest = _NYU_RELATIVE_RANGE
+            nearest, farthest = NYU_RELATIVE_RANGE
             values = np.where((values > nearest) & (values < farthest), 1 / values, unknown)
         if self.quantity == "depth":
             return values
-        return np.where(values < _RELATIVE_LIMIT, values, unknown)
+        return np.where(values < RELATIVE_LIMIT, values, unknown)
 
 
 Format: TypeAlias = StereoFormat | MonoFormat
@@ -276,6 +276,12 @@ MONO_FORMATS: dict[str, MonoFormat] = {
     )
 }
 DATASETS: dict[Family, Mapping[str, Format]] = {"stereo": STEREO_FORMATS, "mono": MONO_FORMATS}
+_FAMILIES: dict[str, Family] = {"StereoDataset": "stereo", "MonoDataset": "mono"}
+
+
+def family_of(dataset_name: str) -> Family:
+    """Family of `dataset.dataset_name`."""
+    return _FAMILIES[dataset_name]
 
 
 @overload
@@ -299,6 +305,11 @@ def find_format(name: str, family: Family = "stereo") -> Format:
     hint = f"; did you mean {by_lower_case[near[0]].name}?" if near else ""
     valid = ", ".join(sorted(formats))
     raise DataError(f"dataset_name: got '{name}', {family} classes are {valid}{hint}", exit_code=2)
+
+
+def truth_of(sample: StereoSample | MonoSample) -> FloatMap:
+    """The ground truth (H, W) of a sample, +inf where unknown."""
+    return sample.disparity if isinstance(sample, StereoSample) else sample.target
 
 
 def eval_crop(name: EvalCrop, height: int, width: int) -> tuple[slice, slice]:
@@ -325,12 +336,22 @@ def sample_name(row: Row) -> str:
     return str(row.left).removeprefix(folder)
 
 
+def raw_truth(form: Format, row: Row) -> FloatMap:
+    """The ground truth (H, W) as the file has it, before mask and limits, +inf where unknown.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    assert row.disparity is not None
+    with _readers_named(form.family):
+        return form.truth[row.disparity.suffix.lower()].read(row.disparity)
+
+
 def _read_truth(form: Format, row: Row, size: tuple[int, int]) -> FloatMap:
     """The ground truth (H, W) as the file has it, +inf where unknown or masked out."""
     if row.disparity is None:
         return np.full(size, np.inf, np.float32)
-    with _readers_named(form.family):
-        truth = form.truth[row.disparity.suffix.lower()].read(row.disparity)
+    truth = raw_truth(form, row)
     _require_size(row.disparity, truth.shape, row, size)
     if row.occlusion is None:
         return truth

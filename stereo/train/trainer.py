@@ -151,7 +151,7 @@ def _run(
     status: StatusLog,
     start: _Start | None,
 ) -> TrainOutcome:
-    from stereo.data.loaders import StereoDataModule
+    from stereo.data.loaders import DataModule
     from stereo.train.callback import (
         InterruptedTraining,
         RunCallback,
@@ -164,7 +164,7 @@ def _run(
     reset_peak_memory()
     seed_everything(spec.train.seed)
     module = DepthModule(entry, spec, _network(spec, entry, start, directory))
-    data = StereoDataModule(spec, spec.train.seed)
+    data = DataModule(spec, spec.train.seed)
     loader, validation = data.train_dataloader(), data.val_dataloader()
     batches = 1 if spec.train.is_dry_run else len(loader)
     steps = -(-batches // spec.train.accumulate_grad_batches)

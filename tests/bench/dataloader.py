@@ -36,7 +36,7 @@ from yardstick import unit_seconds  # noqa: E402
 
 from stereo.data.generator import generate  # noqa: E402
 from stereo.data.layouts import write_annotations, write_middlebury  # noqa: E402
-from stereo.data.loaders import StereoDataModule  # noqa: E402
+from stereo.data.loaders import DataModule  # noqa: E402
 from stereo.spec.data import (  # noqa: E402
     DatasetSpec,
     DataSource,
@@ -73,7 +73,7 @@ class Crops:
     """Training samples under the names of the reference's batches, by index."""
 
     def __init__(self, spec: ExperimentSpec) -> None:
-        self._dataset: Any = StereoDataModule(spec, 0).train_dataloader().dataset
+        self._dataset: Any = DataModule(spec, 0).train_dataloader().dataset
         self._reads: Counter[int] = Counter()
 
     def __len__(self) -> int:

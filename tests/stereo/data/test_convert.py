@@ -17,7 +17,7 @@ from stereo.data.annotations import read_rows
 from stereo.data.convert import ConvertResult, convert
 from stereo.data.generator import generate
 from stereo.data.layouts import LAYOUTS
-from stereo.data.loaders import StereoDataModule
+from stereo.data.loaders import DataModule
 from stereo.errors import DataError
 from stereo.spec.data import ConvertSpec
 from stereo.spec.load import load_spec
@@ -791,7 +791,7 @@ def test_the_output_feeds_training(
 
     data = {"train_dataset": split("train"), "val_dataset": split("val")}
     spec = load_spec({"results_dir": str(tmp_path), "dataset": data}, action="train")
-    module = StereoDataModule(spec, 0)
+    module = DataModule(spec, 0)
     batches = [*module.train_dataloader(), *module.val_dataloader()]
     assert [len(batch["left"]) for batch in batches] == [2, 2, 1]
     assert all(bool(batch["has_gt"].all()) for batch in batches)

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
-from stereo.data import loaders
+from stereo.data import preflight as checks
 from stereo.data.encodings import write_pfm, write_png
 from stereo.data.generator import EmbeddedLayout, EmbeddedSet, write_embedded
-from stereo.data.loaders import StereoDataModule, evaluation_loader, preflight
+from stereo.data.loaders import DataModule, evaluation_loader
+from stereo.data.preflight import preflight
 from stereo.errors import DataError
 from stereo.spec.data import DatasetSpec, DataSource, SplitSpec, StereoAugmentSpec
 from stereo.spec.experiment import ExperimentSpec
@@ -72,7 +73,7 @@ def training(
 ) -> dict[int, Batch]:
     """All samples of an epoch by index."""
     sources = ("GenericDataset", pairs.train), ("Middlebury", pairs.train_middlebury)
-    data = StereoDataModule(experiment(split(*sources, **changes)), seed)
+    data = DataModule(experiment(split(*sources, **changes)), seed)
     data.set_epoch(epoch)
     loader = data.train_dataloader()
     loader.multiprocessing_context = start_method
@@ -96,7 +97,7 @@ def assert_same(one: dict[int, Batch], other: dict[int, Batch]) -> None:
 
 
 def test_a_batch_has_the_documented_keys_types_and_shapes(pairs: EmbeddedSet) -> None:
-    data = StereoDataModule(experiment(split(("GenericDataset", pairs.train))), 0)
+    data = DataModule(experiment(split(("GenericDataset", pairs.train))), 0)
 
     (batch, *_) = data.train_dataloader()
 
@@ -153,7 +154,7 @@ def test_a_sample_is_the_same_on_any_rank(
     order: list[int],
 ) -> None:
     sources = ("GenericDataset", pairs.train), ("Middlebury", pairs.train_middlebury)
-    loader = StereoDataModule(experiment(split(*sources)), 3).train_dataloader()
+    loader = DataModule(experiment(split(*sources)), 3).train_dataloader()
     for rank in range(ranks):
         share = [(2, index) for index in order[rank::ranks]]
         parts = DataLoader(loader.dataset, batch_size, sampler=share, collate_fn=loader.collate_fn)
@@ -172,7 +173,7 @@ def test_a_sample_depends_on_its_source_and_its_place_there(
 
     def samples(*files: Path) -> dict[int, Batch]:
         train = split(*(("GenericDataset", file) for file in files), batch_size=1)
-        return samples_of(StereoDataModule(experiment(train), 3).train_dataloader())
+        return samples_of(DataModule(experiment(train), 3).train_dataloader())
 
     twice, after_one = samples(pairs.train, pairs.train), samples(two, pairs.train)
 
@@ -192,7 +193,7 @@ def test_another_seed_or_epoch_gives_other_samples(
 def test_order_is_shuffled_anew_each_epoch_and_workers_follow_the_epoch(pairs: EmbeddedSet) -> None:
     """Workers persist between epochs, yet see the new epoch."""
     spec = experiment(split(("GenericDataset", pairs.train), batch_size=1, workers=2))
-    data, again = StereoDataModule(spec, 5), StereoDataModule(spec, 5)
+    data, again = DataModule(spec, 5), DataModule(spec, 5)
     passes = []
     for epoch in (0, 1):
         data.set_epoch(epoch)
@@ -209,7 +210,7 @@ def test_order_is_shuffled_anew_each_epoch_and_workers_follow_the_epoch(pairs: E
 def test_a_negative_seed_draws_its_own(pairs: EmbeddedSet) -> None:
     spec = experiment(split(("GenericDataset", pairs.train)))
 
-    first, second = (next(iter(StereoDataModule(spec, -1).train_dataloader())) for _ in range(2))
+    first, second = (next(iter(DataModule(spec, -1).train_dataloader())) for _ in range(2))
 
     assert not torch.equal(first["left"], second["left"])
 
@@ -217,11 +218,11 @@ def test_a_negative_seed_draws_its_own(pairs: EmbeddedSet) -> None:
 def test_training_drops_the_last_batch_and_needs_a_whole_one(pairs: EmbeddedSet) -> None:
     source = ("GenericDataset", pairs.train)
 
-    loader = StereoDataModule(experiment(split(source, batch_size=3)), 0).train_dataloader()
+    loader = DataModule(experiment(split(source, batch_size=3)), 0).train_dataloader()
 
     assert len(loader) == len(list(loader)) == 2
     with pytest.raises(DataError, match=r"train\.txt: 7 pairs, fewer than .*batch_size \(8\)") as e:
-        StereoDataModule(experiment(split(source, batch_size=8)), 0)
+        DataModule(experiment(split(source, batch_size=8)), 0)
     assert e.value.exit_code == 2
 
 
@@ -231,7 +232,7 @@ def test_whole_pairs_come_normalised_at_native_size_with_the_limit_applied(
     val = split(("Middlebury", pairs.val_middlebury), crop=(32, 32))
     train = split(("GenericDataset", pairs.train))
     spec = experiment(train, val, max_disparity=32)
-    data = StereoDataModule(spec, 0)
+    data = DataModule(spec, 0)
 
     batches = list(data.val_dataloader())
 
@@ -263,7 +264,7 @@ def test_a_disparity_of_the_limit_itself_does_not_count(mixed: Callable[..., Pat
 
 
 def test_without_validation_data_there_are_no_validation_batches(pairs: EmbeddedSet) -> None:
-    data = StereoDataModule(experiment(split(("GenericDataset", pairs.train))), 0)
+    data = DataModule(experiment(split(("GenericDataset", pairs.train))), 0)
 
     assert list(data.val_dataloader()) == []
 
@@ -319,14 +320,14 @@ def test_workers_are_capped_to_the_cores_with_a_warning(
     cores = len(os.sched_getaffinity(0))
     with caplog.at_level(logging.WARNING):
         spec = experiment(split(("GenericDataset", pairs.train), workers=cores + 6))
-        loader = StereoDataModule(spec, 0).train_dataloader()
+        loader = DataModule(spec, 0).train_dataloader()
 
     assert loader.num_workers == cores
     assert f"{cores + 6} asked, this machine has {cores} cores" in caplog.text
 
 
 def test_memory_is_pinned_only_with_a_gpu(pairs: EmbeddedSet) -> None:
-    data = StereoDataModule(experiment(split(("GenericDataset", pairs.train))), 0)
+    data = DataModule(experiment(split(("GenericDataset", pairs.train))), 0)
 
     assert data.train_dataloader().pin_memory == torch.cuda.is_available()
 
@@ -353,12 +354,12 @@ def test_preflight_reports_what_it_read(pairs: EmbeddedSet) -> None:
     )
 
     assert seen == [(n, 10) for n in range(1, 11)]
-    assert facts["train_dataset"].pairs == 7
+    assert facts["train_dataset"].samples == 7
     assert facts["train_dataset"].sizes == {(96, 128): 7}
     assert facts["train_dataset"].valid_share == 1
     assert facts["val_dataset"].sizes == {(64, 96): 3}
     assert 0.5 < facts["val_dataset"].valid_share < 1
-    assert 0 < facts["val_dataset"].min_disparity < facts["val_dataset"].max_disparity < 64
+    assert 0 < facts["val_dataset"].least < facts["val_dataset"].greatest < 64
 
 
 def test_preflight_collects_every_fault_of_every_split(
@@ -435,11 +436,11 @@ def test_the_check_fills_the_cache_for_training_validation_and_evaluation(
     spec = cached(experiment(train, val), tmp_path)
     with caplog.at_level(logging.INFO):
         facts = [preflight(spec, ["train_dataset", "val_dataset"]) for _ in range(2)]
-    data, other = StereoDataModule(spec, 1), StereoDataModule(spec, 2)
+    data, other = DataModule(spec, 1), DataModule(spec, 2)
 
     assert facts[0] == facts[1]
-    assert "data: 0 of 10 pairs of the check from the cache, 10 decoded" in caplog.text
-    assert "data: 10 of 10 pairs of the check from the cache, 0 decoded" in caplog.text
+    assert "data: 0 of 10 samples of the check from the cache, 10 decoded" in caplog.text
+    assert "data: 10 of 10 samples of the check from the cache, 0 decoded" in caplog.text
     for trial in (data, other):  # two trials of one study
         assert hits(trial.train_dataloader()) == [True] * 7
         assert hits(trial.val_dataloader()) == [True] * 3
@@ -451,7 +452,7 @@ def test_workers_fill_the_cache_too_and_a_touched_file_is_decoded_alone(
     mixed: Callable[..., Path], tmp_path: Path
 ) -> None:
     train = split(("GenericDataset", mixed(*[(70, 99)] * 5)), batch_size=1, workers=1)
-    data = StereoDataModule(cached(experiment(train), tmp_path / "c"), 0)
+    data = DataModule(cached(experiment(train), tmp_path / "c"), 0)
 
     assert hits(data.train_dataloader()) == [False] * 5
     assert hits(data.train_dataloader()) == [True] * 5
@@ -468,7 +469,7 @@ def test_without_the_cache_every_sample_is_decoded(
 
     preflight(spec, ["train_dataset"])
 
-    assert hits(StereoDataModule(spec, 0).train_dataloader()) == [False] * 7
+    assert hits(DataModule(spec, 0).train_dataloader()) == [False] * 7
     assert list(tmp_path.iterdir()) == []
 
 
@@ -480,12 +481,12 @@ def test_a_cache_that_fails_goes_without_or_refuses_before_the_run(
     cached(spec, tmp_path / "file")
 
     preflight(spec, ["train_dataset"])
-    assert hits(StereoDataModule(spec, 0).train_dataloader()) == [False] * 7
+    assert hits(DataModule(spec, 0).train_dataloader()) == [False] * 7
     assert caplog.text.count("decoded cache off: ") == 1
     spec.dataset.cache = "on"
     for start in (
         lambda: preflight(spec, ["train_dataset"]),
-        lambda: StereoDataModule(spec, 0),
+        lambda: DataModule(spec, 0),
         lambda: evaluation_loader(spec.dataset.train_dataset, spec, batch_size=1),
     ):
         with pytest.raises(DataError, match=r"dataset\.cache: on, but .*file.*auto") as caught:
@@ -527,7 +528,7 @@ def test_no_decoded_sample_stays_in_the_process(pairs: EmbeddedSet, tmp_path: Pa
     """Neither as arrays nor mapped, with the cache and without."""
     for mode in ("auto", "off"):
         spec = experiment(split(("GenericDataset", pairs.train), batch_size=1))
-        loader = StereoDataModule(cached(spec, tmp_path, mode), 0).train_dataloader()
+        loader = DataModule(cached(spec, tmp_path, mode), 0).train_dataloader()
         samples_of(loader)
         assert str(tmp_path) not in Path("/proc/self/maps").read_text()
         assert len(pickle.dumps(loader.dataset)) < 20_000
@@ -539,19 +540,19 @@ def test_of_a_large_split_a_sample_is_decoded_and_all_heads_are_read(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(loaders, "_DECODED_BEFOREHAND", 4)
+    monkeypatch.setattr(checks, "_DECODED_BEFOREHAND", 4)
     train = split(("GenericDataset", mixed(*[(8, 12)] * 8, (6, 12))))
     spec = cached(experiment(train), tmp_path / "c")
     with caplog.at_level(logging.INFO):
         facts = [preflight(spec, ["train_dataset"])["train_dataset"] for _ in range(2)]
 
     assert facts[0] == facts[1]
-    assert (facts[0].pairs, facts[0].sizes) == (9, {(8, 12): 8, (6, 12): 1})
+    assert (facts[0].samples, facts[0].sizes) == (9, {(8, 12): 8, (6, 12): 1})
     assert facts[0].valid_share == 1
     assert "of the 9 pairs of train_dataset a sample of 4 is decoded beforehand" in caplog.text
-    assert "data: 0 of 4 pairs of the check from the cache, 4 decoded" in caplog.text
-    assert "data: 4 of 4 pairs of the check from the cache, 0 decoded" in caplog.text
-    decoded = hits(StereoDataModule(spec, 0).train_dataloader())
+    assert "data: 0 of 4 samples of the check from the cache, 4 decoded" in caplog.text
+    assert "data: 4 of 4 samples of the check from the cache, 0 decoded" in caplog.text
+    decoded = hits(DataModule(spec, 0).train_dataloader())
     headless = [index for index, hit in enumerate(decoded) if not hit][:3]
     write_png(tmp_path / f"r{headless[0]}.png", np.zeros((9, 9, 3), np.uint8))
     (tmp_path / f"l{headless[1]}.png").write_bytes(b"nonsense")
@@ -580,7 +581,7 @@ def test_two_sources_of_different_classes_and_sizes_train_together(
     (tmp_path / "kitti.txt").write_text("kl.png kr.png kd.png\n")
     train = split(("Kitti", tmp_path / "kitti.txt"), ("GenericDataset", generic), batch_size=3)
 
-    data = StereoDataModule(experiment(train), 0)
+    data = DataModule(experiment(train), 0)
     for _ in range(2):
         (batch,) = data.train_dataloader()
 
@@ -604,7 +605,7 @@ def test_crops_are_placed_where_the_truth_is_below_the_limit(tmp_path: Path) -> 
     augmentation.crop_min_valid_disp_ratio, augmentation.spatial_aug_prob = 0.9, 0.0
     augmentation.do_flip = False
 
-    (batch,) = StereoDataModule(spec, 0).train_dataloader()
+    (batch,) = DataModule(spec, 0).train_dataloader()
 
     share = batch["valid"].float().mean(dim=(1, 2, 3))
     assert share.mean() > 0.7  # about 0.27 where every known pixel counts
@@ -629,7 +630,7 @@ def test_odd_images_train_and_are_scored(tmp_path: Path, image: np.ndarray) -> N
     (tmp_path / "a.txt").write_text("l.png r.png d.pfm\n" * 2)
     spec = experiment(split(("GenericDataset", tmp_path / "a.txt")))
 
-    (crops,) = StereoDataModule(spec, 0).train_dataloader()
+    (crops,) = DataModule(spec, 0).train_dataloader()
     (whole,) = evaluation_loader(spec.dataset.train_dataset, spec, batch_size=2)
 
     assert crops["left"].shape == (2, 3, 64, 96)
@@ -643,7 +644,7 @@ def test_odd_images_train_and_are_scored(tmp_path: Path, image: np.ndarray) -> N
 
 
 def test_workers_leave_the_cores_to_the_network(pairs: EmbeddedSet) -> None:
-    loader = StereoDataModule(experiment(split(("GenericDataset", pairs.train), workers=1)), 0)
+    loader = DataModule(experiment(split(("GenericDataset", pairs.train), workers=1)), 0)
     threads = DataLoader(
         _Threads(),
         num_workers=1,

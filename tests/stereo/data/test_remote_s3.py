@@ -13,9 +13,11 @@ import torch
 import yaml
 
 from stereo.data.annotations import parse, read_rows
+from stereo.data.batches import Batch
 from stereo.data.datasets import find_format
 from stereo.data.generator import EmbeddedLayout, EmbeddedSet, write_embedded
-from stereo.data.loaders import Batch, StereoDataModule, preflight
+from stereo.data.loaders import DataModule
+from stereo.data.preflight import preflight
 from stereo.data.remote import find, find_all, stamp
 from stereo.errors import DataError
 from stereo.spec.data import DatasetSpec, DataSource, SplitSpec, StereoAugmentSpec
@@ -122,7 +124,7 @@ def experiment(folder: str, workers: int = 0, **cache: str) -> ExperimentSpec:
 
 
 def batches(spec: ExperimentSpec, start_method: str | None = None) -> list[Batch]:
-    data = StereoDataModule(spec, seed=5)
+    data = DataModule(spec, seed=5)
     loaders = [data.train_dataloader(), data.val_dataloader()]
     for loader in loaders:
         loader.multiprocessing_context = start_method
