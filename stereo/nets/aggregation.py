@@ -13,12 +13,14 @@ Fast-FoundationStereo.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from stereo.nets.blocks import (
@@ -34,6 +36,7 @@ from stereo.nets.blocks import (
     spatial_shape,
 )
 from stereo.nets.edgenext import FeaturePyramid
+from stereo.nets.recompute import join, recomputable
 
 HEADS = 4
 DROPOUT = 0.1
@@ -128,15 +131,37 @@ class HeadAttention(DisparityAttention):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return softmax(q k^T / sqrt(width)) v, all (N, heads, L, width).
-
-    The framework's fused CPU kernel is made for wider heads: forward and backward of a few pixels
-    take two thirds of its time as plain products.
-    """
+    """Return softmax(q k^T / sqrt(width)) v, all (N, heads, L, width)."""
     if not runs_eagerly_on_cpu(q):
         return F.scaled_dot_product_attention(q, k, v)
-    scores = (q / math.sqrt(int(q.shape[-1]))) @ k.transpose(-2, -1)
-    return torch.softmax(scores, dim=-1) @ v
+    return _AttentionFunction.apply(q / math.sqrt(int(q.shape[-1])), k, v)
+
+
+class _AttentionFunction(torch.autograd.Function):
+    """`softmax(q k^T) v` for narrow heads, (N, heads, L, width).
+
+    A product (L, L) x (L, width) takes the CPU four times as long as its transpose for width 7, so
+    every one of them is computed transposed. The framework's fused kernel is slower than either.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = torch.softmax(q @ k.transpose(-2, -1), dim=-1)
+        ctx.save_for_backward(q, k, v, weights)
+        return (v.transpose(-2, -1) @ weights.transpose(-2, -1)).transpose(-2, -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v, weights = ctx.saved_tensors
+        grad_v = (grad.transpose(-2, -1) @ weights).transpose(-2, -1)
+        grad_weights = grad @ v.transpose(-2, -1)
+        scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, q.dtype)
+        grad_q = (k.transpose(-2, -1) @ scores.transpose(-2, -1)).transpose(-2, -1)
+        grad_k = (q.transpose(-2, -1) @ scores).transpose(-2, -1)
+        return grad_q, grad_k, grad_v
 
 
 class TransformerLayer(nn.Module):
@@ -195,17 +220,16 @@ class DisparityTransformer(nn.Module):
 
     def forward(self, volume: Tensor) -> Tensor:
         channels, (length, height, width) = int(volume.shape[1]), spatial_shape(volume)
-        tokens = volume.permute(0, 3, 4, 2, 1).reshape(-1, length, channels)  # (B h w, L, C)
-        if runs_eagerly_on_cpu(tokens):
-            chunks = tokens.split(max(1, self.CHUNK // length))
-            tokens = torch.cat([self._filtered(chunk) for chunk in chunks])
-        else:
-            tokens = self._filtered(tokens)
-        tokens = tokens.reshape(-1, height, width, length, channels)
+        tokens = recomputable(_tokens, volume)
+        tokens = self._filtered(tokens).reshape(-1, height, width, length, channels)
         return channels_last(tokens.permute(0, 4, 3, 1, 2))  # (B, C, L, h, w)
 
     def _filtered(self, tokens: Tensor) -> Tensor:
         """Return the tokens (N, L, C) behind all layers."""
+        parameters = [p for p in self.sa.parameters() if p.requires_grad]
+        if runs_eagerly_on_cpu(tokens):
+            pixels = max(1, self.CHUNK // int(tokens.shape[1]))
+            return _ChunkedFunction.apply(self._layers, pixels, self.training, tokens, *parameters)
         if not (torch.is_grad_enabled() and tokens.requires_grad):
             return self._layers(tokens)
         return checkpoint(
@@ -217,6 +241,62 @@ class DisparityTransformer(nn.Module):
         for layer in self.sa:
             tokens = layer(tokens)
         return tokens
+
+
+class _ChunkedFunction(torch.autograd.Function):
+    """A function of rows (N, ...), a few rows at a time; the backward pass computes it again.
+
+    Results go to one place from the start: kept in pieces between the tensors of the following
+    chunks, they would scatter the heap. With `random`, the second computation draws the same
+    numbers as the first.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        function: Callable[[Tensor], Tensor],
+        rows: int,
+        random: bool,
+        x: Tensor,
+        *parameters: Tensor,
+    ) -> Tensor:
+        ctx.function, ctx.rows, ctx.parameters = function, rows, parameters
+        ctx.generator = torch.get_rng_state() if random else None
+        ctx.save_for_backward(x)
+        output = torch.empty_like(x)
+        for part, result in zip(x.split(rows), output.split(rows), strict=True):
+            result.copy_(function(part))
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        grad_x = torch.empty_like(x)
+        sums = [torch.zeros_like(parameter) for parameter in ctx.parameters]
+        pieces = (whole.split(ctx.rows) for whole in (x, grad, grad_x))
+        with torch.random.fork_rng(devices=()), torch.enable_grad():
+            if ctx.generator is not None:
+                torch.set_rng_state(ctx.generator)
+            for part, grad_part, result in zip(*pieces, strict=True):
+                part = part.detach().requires_grad_()
+                inputs = (part, *ctx.parameters)
+                found = torch.autograd.grad(ctx.function(part), inputs, grad_part)
+                result.copy_(found[0])
+                for total, share in zip(sums, found[1:], strict=True):
+                    total.add_(share)
+        return None, None, None, grad_x, *sums
+
+
+def _tokens(volume: Tensor) -> Tensor:
+    """Return the disparity axis of every pixel of (B, C, L, h, w), (B h w, L, C)."""
+    return volume.permute(0, 3, 4, 2, 1).reshape(-1, *(int(volume.shape[axis]) for axis in (2, 1)))
+
+
+def _sum(one: Tensor, other: Tensor) -> Tensor:
+    return recomputable(torch.add, one, other)
 
 
 class DownGated(nn.Module):
@@ -269,7 +349,7 @@ class UpGateFirst(nn.Module):
 
     def forward(self, volume: Tensor, skip: Tensor, features: Tensor) -> Tensor:
         gate, conv_in, axial, conv_out = self.out
-        return conv_out(axial(conv_in(gate(self.upsample(volume) + skip, features))))
+        return conv_out(axial(conv_in(gate(_sum(self.upsample(volume), skip), features))))
 
 
 class UpConvFirst(nn.Module):
@@ -288,7 +368,15 @@ class UpConvFirst(nn.Module):
 
     def forward(self, volume: Tensor, skip: Tensor, features: Tensor) -> Tensor:
         conv, gate, axial = self.out
-        return axial(gate(conv(self.upsample(volume) + skip), features))
+        return axial(gate(conv(_sum(self.upsample(volume), skip)), features))
+
+
+class TransformerBranch(nn.Sequential):
+    """Patches of a volume, the transformer on them, and its result at the volume's size."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        patches, transformer, enlarge = self
+        return recomputable(enlarge, transformer(patches(input)))
 
 
 class TransformerMerge(nn.Module):
@@ -300,7 +388,7 @@ class TransformerMerge(nn.Module):
 
     def __init__(self, c: int, candidates: int) -> None:
         super().__init__()
-        self.upsample = nn.Sequential(
+        self.upsample = TransformerBranch(
             ConvBlock(nn.Conv3d, c, c, 4, stride=4, norm=BatchNorm, activation=False),
             DisparityTransformer(c, length=candidates // 4, layers=1, feedforward=4 * c),
             nn.Upsample(scale_factor=4, mode="trilinear", align_corners=False),
@@ -308,7 +396,7 @@ class TransformerMerge(nn.Module):
         self.out = nn.Sequential(_conv3(c, c), Residual(nn.Conv3d, c, norm=BatchNorm))
 
     def forward(self, high: Tensor, low: Tensor) -> Tensor:
-        return self.out(self.upsample(low) + high)
+        return self.out(_sum(self.upsample(low), high))
 
 
 class PatchConv3d(nn.Conv3d):
@@ -410,9 +498,9 @@ class Hourglass(nn.Module):
         a8 = self.feature_att_8(self.conv1(volume), features.x8)  # (B, 2c, D/2, h/2, w/2)
         a16 = self.feature_att_16(self.conv2(a8), features.x16)  # (B, 4c, D/4, h/4, w/4)
         a32 = self.feature_att_32(self.conv3(a16), features.x32)  # (B, 6c, D/8, h/8, w/8)
-        b16 = self.agg_0(torch.cat((self.conv3_up(a32), a16), dim=1))
+        b16 = self.agg_0(recomputable(join, self.conv3_up(a32), a16))
         b16 = self.feature_att_up_16(b16, features.x16)  # (B, 4c, D/4, h/4, w/4)
-        b8 = self.agg_1(torch.cat((self.conv2_up(b16), a8), dim=1))
+        b8 = self.agg_1(recomputable(join, self.conv2_up(b16), a8))
         b8 = self.feature_att_up_8(b8, features.x8)  # (B, 2c, D/2, h/2, w/2)
         decoded = self.conv1_up(b8) + self._attended(volume)
         return recomputed(self.conv_out, decoded)  # (B, c, D, h, w)
@@ -422,7 +510,7 @@ class Hourglass(nn.Module):
         patches, transformer = self.conv_patch(volume), self.atts["cost_vol_disp"]
         if self.attends_patches:
             return self.upsample(transformer(patches))
-        return transformer(self.upsample(patches))
+        return transformer(recomputable(self.upsample, patches))
 
 
 class PrunedHourglass(nn.Module):

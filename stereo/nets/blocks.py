@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
+
+from stereo.nets.recompute import announce, recomputable
 
 Norm = Callable[[int], nn.Module]
 
@@ -98,12 +101,25 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             if self.training and self._keeps_statistics:
                 return F.batch_norm(input, None, None, self.weight, self.bias, True, eps=self.eps)
             return super().forward(input)
+        return self._normalised(input, slope=1.0)
+
+    def activated(self, input: Tensor, slope: float) -> Tensor:
+        """Return the LeakyReLU of the normalised input; that needs nothing but the input."""
+        if input.is_cuda or not torch.is_grad_enabled():
+            return leaky_relu_(self(input), slope)
+        return self._normalised(input, slope=slope)
+
+    def _normalised(self, input: Tensor, slope: float) -> Tensor:
         if not self.training:
             mean, variance, _ = self.buffers()
-            return _FrozenNormFunction.apply(
-                input, self.weight, self.bias, mean, variance, self.eps
-            )
-        output, mean, variance = _BatchNormFunction.apply(input, self.weight, self.bias, self.eps)
+            given = (input, self.weight, self.bias, mean, variance)
+            output = _FrozenNormFunction.apply(*given, self.eps, slope)
+            announce(output, partial(_frozen, eps=self.eps, slope=slope), *given)
+            return output
+        output, mean, variance, scale = _BatchNormFunction.apply(
+            input, self.weight, self.bias, self.eps, slope
+        )
+        announce(output, partial(_affine, slope=slope), input, mean, scale, self.bias)
         if self._keeps_statistics:
             return output
         count = input.numel() // input.shape[1]
@@ -119,40 +135,45 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 class _BatchNormFunction(torch.autograd.Function):
-    """Normalisation by batch statistics; returns output, mean and biased variance.
+    """LeakyReLU of normalisation by batch statistics; returns mean, biased variance, scale too.
 
     `Tensor.sum` adds in blocks, which keeps float32 sums over millions of values exact to 1e-7.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         mean = _rows(x).mean(0)
-        centred = x - _over(mean, x)
-        variance = _rows(centred.square()).mean(0)
-        scale = (variance + eps).rsqrt()
-        ctx.save_for_backward(x, weight, mean, scale)
-        ctx.mark_non_differentiable(mean, variance)
-        output = torch.addcmul(_over(bias, x), centred, _over(weight * scale, x))
-        return output, mean, variance
+        variance = _rows((x - _over(mean, x)).square_()).mean(0)
+        inverse = (variance + eps).rsqrt()
+        scale = weight * inverse
+        ctx.save_for_backward(x, bias, mean, inverse, scale)
+        ctx.slope = slope
+        ctx.mark_non_differentiable(mean, variance, scale)
+        return _affine(x, mean, scale, bias, slope), mean, variance, scale
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, grad: Tensor, _mean: Tensor, _variance: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight, mean, scale = ctx.saved_tensors
-        normalised = (x - _over(mean, x)).mul_(_over(scale, x))
+        ctx: Any, grad: Tensor, *_statistics: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        x, bias, mean, inverse, scale = ctx.saved_tensors
+        if ctx.slope != 1:
+            linear = _affine(x, mean, scale, bias, 1.0)
+            grad = torch.ops.aten.leaky_relu_backward(grad, linear, ctx.slope, False)
+            del linear
+        normalised = (x - _over(mean, x)).mul_(_over(inverse, x))
         grad_bias = _rows(grad).sum(0)
         grad_weight = _rows(grad * normalised).sum(0)
         count = grad.numel() // len(mean)
         shared = torch.addcmul(_over(grad_bias, x), normalised, _over(grad_weight, x)).div_(count)
-        return (grad - shared).mul_(_over(weight * scale, x)), grad_weight, grad_bias, None
+        grad_x = torch.sub(grad, shared, out=shared).mul_(_over(scale, x))
+        return grad_x, grad_weight, grad_bias, None, None
 
 
 class _FrozenNormFunction(torch.autograd.Function):
-    """Normalisation by given statistics."""
+    """LeakyReLU of normalisation by given statistics."""
 
     @staticmethod
     def forward(
@@ -163,18 +184,61 @@ class _FrozenNormFunction(torch.autograd.Function):
         mean: Tensor,
         variance: Tensor,
         eps: float,
+        slope: float,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, mean, (variance + eps).rsqrt())
-        return F.batch_norm(x, mean, variance, weight, bias, eps=eps)
+        ctx.save_for_backward(x, weight, bias, mean, variance)
+        ctx.eps, ctx.slope = eps, slope
+        return _frozen(x, weight, bias, mean, variance, eps=eps, slope=slope)
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad: Tensor
     ) -> tuple[Tensor | None, ...]:
-        x, weight, mean, scale = ctx.saved_tensors
+        x, weight, bias, mean, variance = ctx.saved_tensors
+        if ctx.slope != 1:
+            linear = _frozen(x, weight, bias, mean, variance, eps=ctx.eps, slope=1.0)
+            grad = torch.ops.aten.leaky_relu_backward(grad, linear, ctx.slope, False)
+            del linear
+        scale = (variance + ctx.eps).rsqrt()
         grad_weight = _rows((x - _over(mean, x)).mul_(grad)).sum(0) * scale
-        return grad * _over(weight * scale, x), grad_weight, _rows(grad).sum(0), None, None, None
+        grad_bias = _rows(grad).sum(0)
+        return grad * _over(weight * scale, x), grad_weight, grad_bias, *(None,) * 4
+
+
+def _affine(x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, slope: float) -> Tensor:
+    """Return leaky_relu((x - mean) * scale + bias)."""
+    output = torch.addcmul(_over(bias, x), x - _over(mean, x), _over(scale, x))
+    return leaky_relu_(output, slope)
+
+
+def _frozen(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    *,
+    eps: float,
+    slope: float,
+) -> Tensor:
+    """Return leaky_relu of the normalisation by given statistics."""
+    output = F.batch_norm(x, mean, variance, weight, bias, eps=eps)
+    return leaky_relu_(output, slope)
+
+
+def activated(norm: nn.Module, x: Tensor, slope: float) -> Tensor:
+    """Return leaky_relu(norm(x)) in as little memory as the norm allows."""
+    if isinstance(norm, BatchNorm):
+        return norm.activated(x, slope)
+    return leaky_relu_(norm(x), slope)
+
+
+def leaky_relu_(x: Tensor, slope: float) -> Tensor:
+    """LeakyReLU in place; slope 1 leaves `x` alone, slope 0 is the ReLU."""
+    if slope == 1:
+        return x
+    return F.leaky_relu_(x, slope) if slope else F.relu_(x)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -204,11 +268,12 @@ class ConvBlock(nn.Module):
         super().__init__()
         self.conv = conv(in_channels, out_channels, kernel_size, bias=False, **options)
         self.norm = norm(out_channels) if norm is not None else nn.Identity()
-        self.activation = nn.LeakyReLU(LEAKY_SLOPE, inplace=True) if activation else nn.Identity()
+        self.activates = activation
 
     def forward(self, x: Tensor) -> Tensor:
         # At batch 1 the framework computes small convolutions by a path that loses the layout.
-        return self.activation(self.norm(channels_last(self.conv(x))))
+        x = channels_last(self.conv(x))
+        return activated(self.norm, x, LEAKY_SLOPE) if self.activates else self.norm(x)
 
 
 class Residual(nn.Module):
@@ -222,8 +287,8 @@ class Residual(nn.Module):
         self.bn2 = norm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(x + self.bn2(self.conv2(y)))
+        y = activated(self.bn1, self.conv1(x), 0.0)
+        return F.relu_(x + self.bn2(self.conv2(y)))
 
 
 class ResidualBlock(nn.Module):
@@ -245,9 +310,9 @@ class ResidualBlock(nn.Module):
             self.downsample = nn.Sequential(project, self.norm3)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(channels_last(self.conv1(x))))
-        y = F.relu(self.norm2(channels_last(self.conv2(y))))
-        return F.relu((x if self.downsample is None else self.downsample(x)) + y)
+        y = activated(self.norm1, channels_last(self.conv1(x)), 0.0)
+        y = activated(self.norm2, channels_last(self.conv2(y)), 0.0)
+        return F.relu_((x if self.downsample is None else self.downsample(x)) + y)
 
 
 class UpMerge(nn.Module):
@@ -359,21 +424,21 @@ class WideScoreConv3d(nn.Conv3d):
         return score.unsqueeze(1)
 
 
+class NormRelu(nn.Sequential):
+    """A convolution, its norm and a ReLU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        conv, norm = self
+        return activated(norm, conv(input), 0.0)
+
+
 class AxialConv3d(nn.Module):
     """A 3x3 convolution within every disparity plane, then one along the disparity axis."""
 
     def __init__(self, in_channels: int, out_channels: int, depth: int) -> None:
         super().__init__()
-        self.conv1 = nn.Sequential(
-            PlaneConv3d(in_channels, out_channels),
-            BatchNorm(out_channels),
-            nn.ReLU(inplace=True),
-        )
-        self.conv2 = nn.Sequential(
-            DepthConv3d(out_channels, depth),
-            BatchNorm(out_channels),
-            nn.ReLU(inplace=True),
-        )
+        self.conv1 = NormRelu(PlaneConv3d(in_channels, out_channels), BatchNorm(out_channels))
+        self.conv2 = NormRelu(DepthConv3d(out_channels, depth), BatchNorm(out_channels))
 
     def forward(self, volume: Tensor) -> Tensor:
         return self.conv2(self.conv1(volume))
@@ -393,7 +458,8 @@ class FeatureGate(nn.Module):
         )
 
     def forward(self, volume: Tensor, features: Tensor) -> Tensor:
-        return volume * torch.sigmoid(self.feat_att(features)).unsqueeze(2)
+        gate = torch.sigmoid(self.feat_att(features)).unsqueeze(2)
+        return recomputable(torch.mul, volume, gate)
 
 
 def conv_of_parts(

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stereo.nets.blocks import spatial_shape
+from stereo.nets.recompute import recomputable
 from stereo.nets.sampling import LinearTable, halve
 
 
@@ -103,8 +104,9 @@ class GeometryLookup:
     ) -> None:
         channels, (depth, height, width) = int(volume.shape[1]), spatial_shape(volume)
         self.map_shape = (-1, height, width)
-        geometry = volume.permute(0, 3, 4, 2, 1).reshape(-1, depth, channels)  # (N, D, C)
-        appearance = all_pairs_correlation(left, right).reshape(-1, width, 1)  # (N, w, 1)
+        geometry = volume.permute(0, 2, 3, 4, 1)  # (B, D, h, w, C), as it lies in memory
+        geometry = geometry.reshape(-1, depth, height * width, channels)
+        appearance = all_pairs_correlation(left, right).reshape(-1, width, 1, 1)  # (N, w, 1, 1)
         self.column = torch.arange(width, dtype=volume.dtype, device=volume.device)
         self.levels: list[tuple[LinearTable, LinearTable]] = []
         for level in range(levels):
@@ -118,6 +120,9 @@ class GeometryLookup:
         Channels: level by level the geometry samples, tap-major, then the appearance samples
         (`channel_order` tells where the released weights expect them).
         """
+        return recomputable(self._samples, disparity)
+
+    def _samples(self, disparity: Tensor) -> Tensor:
         position = disparity.reshape(-1)
         match = (self.column - disparity).reshape(-1)
         samples: list[Tensor] = []

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stereo.nets.blocks import UpMerge, channels_last, spatial_shape
+from stereo.nets.recompute import recomputable
 
 WIDTHS = (48, 96, 160, 304)
 DEPTHS = (3, 3, 9, 3)
@@ -58,7 +59,8 @@ class Mlp(nn.Module):
 
     def expand(self, x: Tensor) -> Tensor:
         """Return the scaled output for (..., C); the caller adds the residual."""
-        return self.gamma * self.pwconv2(F.gelu(self.pwconv1(self.norm(x))))
+        x = recomputable(self.norm, x)
+        return self.gamma * self.pwconv2(recomputable(F.gelu, self.pwconv1(x)))
 
 
 class ConvEncoder(Mlp):

@@ -28,6 +28,7 @@ from stereo.nets.blocks import (
     spatial_shape,
 )
 from stereo.nets.cost_volume import channel_order, lookup_channels
+from stereo.nets.recompute import join, recomputable
 from stereo.nets.sampling import resize
 
 
@@ -84,7 +85,11 @@ class MotionEncoder(nn.Module):
         motion = channels_last(F.relu(self.convd1(disparity)))
         motion = F.relu(self.convd2(motion))
         motion = F.relu(self.conv((correlation, motion)))
-        return channels_last(torch.cat((motion, disparity), dim=1))
+        return recomputable(_joined, motion, disparity)
+
+
+def _joined(motion: Tensor, disparity: Tensor) -> Tensor:
+    return channels_last(join(motion, disparity))
 
 
 class ConvGRUCell(nn.Module):
@@ -106,8 +111,8 @@ class ConvGRUCell(nn.Module):
     def forward(self, state: Tensor, x: Tensor, features: Tensor, gates: Kernel) -> Tensor:
         both = torch.sigmoid(F.conv2d(features, *gates, padding=self.padding))
         update, reset = both.chunk(2, dim=1)
-        candidate = torch.tanh(self.convq((reset * state, x)))
-        return torch.lerp(state, candidate, update)
+        candidate = torch.tanh(self.convq((recomputable(torch.mul, reset, state), x)))
+        return recomputable(torch.lerp, state, candidate, update)
 
 
 class SelectiveConvGRU(nn.Module):

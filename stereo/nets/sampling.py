@@ -22,25 +22,18 @@ from stereo.nets.blocks import spatial_shape
 class LinearTable:
     """Rows of samples, one row per pixel, read at fractional positions.
 
-    The rows are stored with 2r+2 zeros before and behind, so that a window which leaves the row
-    needs no mask: its start is clamped to where it holds zeros only.
-
     Args:
-        rows: samples (N, D, C).
+        rows: (G, D, P, C): D samples in each of G groups of P pixels, so that a volume can be read
+            as it lies in memory; N = G * P.
         radius: r; a reading returns the 2r+1 samples at distance -r..r of a position.
     """
 
     def __init__(self, rows: Tensor, radius: int) -> None:
-        self.taps = 2 * radius + 1
-        self.radius = radius
-        self.length = int(rows.shape[1])
-        self.margin = self.taps + 1
-        self.padded = F.pad(rows, (0, 0, self.margin, self.margin))  # (N, D + 2 margin, C)
+        self.windows = _Windows(rows, radius)
+        self.samples = rows.reshape(-1, int(rows.shape[3]))  # (G D P, C)
 
     def read(self, position: Tensor) -> Tensor:
         """Interpolate linearly at `position + k`, k = -r..r.
-
-        All taps of a pixel share one fraction, so 2r+2 neighbours are gathered once and blended.
 
         Args:
             position: (N,), in samples.
@@ -48,71 +41,86 @@ class LinearTable:
         Returns:
             (N, 2r+1, C). Gradients flow to the rows, not to the position.
         """
+        needs_gradient = torch.is_grad_enabled() and self.samples.requires_grad
+        if not needs_gradient or torch.compiler.is_compiling():
+            return self.windows.blended(self.samples, position)
+        blended, self.samples = _ReadFunction.apply(self.samples, position, self.windows)
+        return blended
+
+
+class _Windows:
+    """Where the samples around the positions of all pixels lie in a table of one row per sample.
+
+    All taps of a pixel share one fraction, so 2r+2 neighbours are gathered once and blended.
+    """
+
+    def __init__(self, rows: Tensor, radius: int) -> None:
+        self.radius = radius
+        groups, (self.length, self.stride) = rows.shape[0], (int(x) for x in rows.shape[1:3])
+        group = torch.arange(groups, device=rows.device) * (self.length * self.stride)
+        pixel = torch.arange(self.stride, device=rows.device)
+        self.first = (group[:, None] + pixel).reshape(-1, 1)  # (N, 1): the pixel's first sample
+
+    def at(self, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Row numbers (N, 2r+2), which of them exist (N, 2r+2, 1), and the fraction (N, 1, 1)."""
         floor = position.floor()
-        fraction = (position - floor)[:, None, None]
-        start = (floor - self.radius).clamp(-self.margin, self.length).long() + self.margin
-        if not torch.onnx.is_in_onnx_export():  # NaN passes the clamp and becomes a row far outside
-            start = start.clamp(0, self.length + self.margin)
-        neighbours, self.padded = _gather_windows(self.padded, start, self.taps + 1)
+        margin = self.radius + 2
+        taps = torch.arange(-self.radius, self.radius + 2, device=position.device)
+        number = floor.clamp(-margin, self.length + margin).long()[:, None] + taps
+        # NaN passes the clamp and becomes a number far outside.
+        exists = ((number >= 0) & (number < self.length)).unsqueeze(2).to(position.dtype)
+        number = number.clamp(0, self.length - 1)
+        return self.first + number * self.stride, exists, (position - floor)[:, None, None]
+
+    def blended(self, samples: Tensor, position: Tensor) -> Tensor:
+        """Interpolated samples (N, 2r+1, C) of a table (G D P, C)."""
+        index, exists, fraction = self.at(position)
+        size, channels = 2 * self.radius + 2, int(samples.shape[1])
+        neighbours = samples.index_select(0, index.reshape(-1)).reshape(-1, size, channels)
+        neighbours = neighbours * exists
         return torch.lerp(neighbours[:, :-1], neighbours[:, 1:], fraction)
 
 
 def halve(rows: Tensor) -> Tensor:
-    """Return the means of adjacent samples (N, D // 2, C); an odd last one of D is dropped."""
-    length, channels = (int(size) for size in rows.shape[1:])
-    pairs = rows[:, : length // 2 * 2].reshape(-1, length // 2, 2, channels)
+    """Return the means of adjacent samples (G, D // 2, P, C); an odd last one of D is dropped."""
+    length, pixels, channels = (int(size) for size in rows.shape[1:])
+    pairs = rows[:, : length // 2 * 2].reshape(-1, length // 2, 2, pixels, channels)
     first, second = pairs.unbind(2)
     return (first + second) / 2
 
 
-def _window_index(start: Tensor, size: int, length: int) -> Tensor:
-    """Flat row numbers (N * size) of windows [start, start + size) in (N * length) rows."""
-    first = start + torch.arange(start.shape[0], device=start.device) * length
-    return (first[:, None] + torch.arange(size, device=start.device)).reshape(-1)
-
-
-def _gather_windows(table: Tensor, start: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return rows [start, start + size) of every pixel (N, size, C), and the table to use next."""
-    if torch.is_grad_enabled() and table.requires_grad:
-        return _GatherWindows.apply(table, start, size)
-    return _windows(table, _window_index(start, size, int(table.shape[1])), size), table
-
-
-def _windows(table: Tensor, index: Tensor, size: int) -> Tensor:
-    """Return the rows `index` (N * size) of a table (N, length, C) as (N, size, C)."""
-    channels = int(table.shape[2])
-    return table.reshape(-1, channels).index_select(0, index).reshape(-1, size, channels)
-
-
-class _GatherWindows(torch.autograd.Function):
-    """Gather windows and pass the table on, so that one buffer collects the gradient of all calls.
+class _ReadFunction(torch.autograd.Function):
+    """Read and pass the samples on, so that one buffer collects the gradient of all readings.
 
     Plain gathering allocates a zero-filled gradient of the whole table for every refinement
-    iteration. Here iteration i+1 reads the table returned by iteration i, hence its gradient
+    iteration. Here iteration i+1 reads the samples returned by iteration i, hence their gradient
     arrives as the incoming gradient of that output and can be added to in place.
     """
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, start: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        index = _window_index(start, size, int(table.shape[1]))
-        ctx.save_for_backward(index)
-        ctx.table_shape = table.shape
+    def forward(
+        ctx: Any, samples: Tensor, position: Tensor, windows: _Windows
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(position)
+        ctx.windows, ctx.shape = windows, samples.shape
         ctx.set_materialize_grads(False)
-        return _windows(table, index, size), table.view_as(table)
+        return windows.blended(samples, position), samples.view_as(samples)
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, grad_windows: Tensor | None, grad_table: Tensor | None
+        ctx: Any, grad: Tensor | None, grad_samples: Tensor | None
     ) -> tuple[Tensor | None, None, None]:
-        (index,) = ctx.saved_tensors
-        if grad_windows is None:
-            return grad_table, None, None
-        if grad_table is None:
-            grad_table = grad_windows.new_zeros(ctx.table_shape)
-        rows = grad_table.flatten(0, 1)
-        rows[index] += grad_windows.flatten(0, 1)  # the windows of a pixel hold distinct rows
-        return grad_table, None, None
+        if grad is None:
+            return grad_samples, None, None
+        index, exists, fraction = ctx.windows.at(*ctx.saved_tensors)
+        upper = grad * fraction
+        neighbours = F.pad(grad - upper, (0, 0, 0, 1))
+        neighbours[:, 1:] += upper
+        if grad_samples is None:
+            grad_samples = grad.new_zeros(ctx.shape)
+        rows = neighbours.mul_(exists).flatten(0, 1)
+        return grad_samples.index_add_(0, index.reshape(-1), rows), None, None
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -11,6 +11,7 @@ Source: FoundationStereo, Wen et al., CVPR 2025; the flow is that of IGEV-Stereo
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from stereo.nets.blocks import (
     ConvBlock,
     SpatialAttention,
     channels_last,
+    runs_eagerly_on_cpu,
 )
 from stereo.nets.cost_volume import (
     GeometryLookup,
@@ -30,6 +32,7 @@ from stereo.nets.cost_volume import (
 )
 from stereo.nets.edgenext import FeaturePyramid
 from stereo.nets.gru import UpdateBlock
+from stereo.nets.recompute import cheap_ones_recomputed, join, recomputable
 from stereo.nets.sampling import convex_upsample
 
 VIT_WIDTHS = {"vits": 32, "vitb": 64, "vitl": 128}  # channels of the ViT map beside the CNN's
@@ -79,7 +82,7 @@ class SuperpixelMerge(nn.Module):
         self.conv2 = mix
 
     def forward(self, mask: Tensor, stem: Tensor) -> Tensor:
-        return self.conv2(torch.cat((self.conv1(mask), stem), dim=1))
+        return self.conv2(recomputable(join, self.conv1(mask), stem))
 
 
 def half_resolution_stem(
@@ -145,6 +148,20 @@ class StereoNetwork(nn.Module):
             init_disparity: start of the refinement in place of the soft-argmin,
                 (B, 1, H/4, W/4), in px of that map.
         """
+        with cheap_ones_recomputed() if runs_eagerly_on_cpu(left) else nullcontext():
+            return self._estimated(
+                left, right, iters=iters, last_only=last_only, init_disparity=init_disparity
+            )
+
+    def _estimated(
+        self,
+        left: Tensor,
+        right: Tensor,
+        *,
+        iters: int,
+        last_only: bool,
+        init_disparity: Tensor | None,
+    ) -> StereoOutput:
         features = self.features(left, right)
         volume = self.filtered(self._volume(features), features.left)
         if init_disparity is None:
@@ -171,6 +188,9 @@ class StereoNetwork(nn.Module):
 
     def _volume(self, features: Features) -> Tensor:
         """Return the matching volume, (B, C, D, h, w)."""
+        return recomputable(lambda: self._correlated(features))
+
+    def _correlated(self, features: Features) -> Tensor:
         left, right = features.left.x4, features.right
         correlation = group_wise_correlation(
             left,

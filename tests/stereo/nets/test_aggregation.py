@@ -89,3 +89,22 @@ def test_pixels_in_chunks_give_the_gradients_of_all_at_once(training: bool) -> N
         found.append([leaf.grad, *(p.grad.clone() for p in transformer.parameters())])
 
     torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+
+
+def test_the_backward_pass_drops_what_the_forward_pass_dropped() -> None:
+    torch.manual_seed(0)
+    transformer = DisparityTransformer(CHANNELS, length=LENGTH, layers=1, feedforward=CHANNELS)
+    transformer.CHUNK = LENGTH * 4
+    volume = torch.randn(1, CHANNELS, LENGTH, 3, 5, dtype=torch.double, requires_grad=True)
+
+    def dropped(volume: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(1)
+        return transformer.double()(volume).sum()
+
+    torch.autograd.gradcheck(dropped, volume, fast_mode=True, nondet_tol=0.0)
+    state = torch.get_rng_state()
+    output = transformer(volume)
+    drawn = torch.get_rng_state()
+    output.sum().backward()
+    assert torch.equal(drawn, torch.get_rng_state())
+    assert not torch.equal(drawn, state)

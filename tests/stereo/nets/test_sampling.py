@@ -24,18 +24,18 @@ def sample(rows: Tensor, position: float) -> Tensor:
 @settings(deadline=None, max_examples=60)
 def test_reading_interpolates_and_is_zero_outside(position: float, radius: int) -> None:
     position = float(torch.tensor(position))
-    rows = torch.randn(1, 6, 2, generator=torch.Generator().manual_seed(0))
+    rows = torch.randn(1, 6, 1, 2, generator=torch.Generator().manual_seed(0))
 
     found = LinearTable(rows, radius).read(torch.tensor([position]))
 
-    expected = [sample(rows[0], position + k) for k in range(-radius, radius + 1)]
+    expected = [sample(rows[0, :, 0], position + k) for k in range(-radius, radius + 1)]
     torch.testing.assert_close(found[0], torch.stack(expected), atol=1e-5, rtol=1e-5)
 
 
 def test_gradients_of_several_readings_add_up() -> None:
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(3, 5, 2, generator=generator, dtype=torch.double, requires_grad=True)
-    positions = [torch.tensor([x, x + 2.5, -x], dtype=torch.double) for x in (0.3, 1.6, 9.0)]
+    rows = torch.randn(2, 5, 2, 3, generator=generator, dtype=torch.double, requires_grad=True)
+    positions = [torch.tensor([x, x + 2.5, -x, 3.2]).double() for x in (0.3, 1.6, 9.0)]
 
     def read_all(rows: Tensor) -> tuple[Tensor, ...]:
         table = LinearTable(rows, 1)
@@ -45,7 +45,7 @@ def test_gradients_of_several_readings_add_up() -> None:
 
 
 def test_a_reading_that_the_loss_ignores_adds_no_gradient() -> None:
-    rows = torch.ones(1, 4, 1, requires_grad=True)
+    rows = torch.ones(1, 4, 1, 1, requires_grad=True)
     table = LinearTable(rows, 0)
     first = table.read(torch.tensor([1.0]))
     table.read(torch.tensor([2.0]))
@@ -57,7 +57,7 @@ def test_a_reading_that_the_loss_ignores_adds_no_gradient() -> None:
 
 
 def test_an_odd_last_sample_is_dropped() -> None:
-    rows = torch.tensor([1.0, 3.0, 5.0, 7.0, 100.0]).view(1, 5, 1)
+    rows = torch.tensor([1.0, 3.0, 5.0, 7.0, 100.0]).view(1, 5, 1, 1)
 
     assert halve(rows).flatten().tolist() == [2.0, 6.0]
 
