@@ -58,7 +58,7 @@ def calibration_images(spec: ExperimentSpec, task: Task, size: Size, stride: int
         return torch.zeros(len(images[0]), *images[0].shape[-2:])
 
     with _folder(Path(named).expanduser()) as place:
-        for batch in _loader(spec, _files(place, spec, len(task.inputs))[:count]):
+        for batch in _loader(spec, _files(place, spec, len(task.inputs))[:count], size):
             task.at_native_size(keep, batch, InputSizes(stride, fixed=size, source=named))
     return kept
 
@@ -112,7 +112,7 @@ def _images(folder: Path, given: Path) -> list[Path]:
     return found
 
 
-def _loader(spec: ExperimentSpec, files: list[tuple[Any, ...]]) -> Iterator[Any]:
+def _loader(spec: ExperimentSpec, files: list[tuple[Any, ...]], size: Size) -> Iterator[Any]:
     """Batches of one sample as inference reads them."""
     with tempfile.TemporaryDirectory() as scratch:
         rows = Path(scratch) / "calibration.txt"
@@ -121,7 +121,7 @@ def _loader(spec: ExperimentSpec, files: list[tuple[Any, ...]]) -> Iterator[Any]
         dataset: Any = model_of(spec).default_dataset
         source = DataSource(dataset, str(rows))
         split = replace(spec.dataset.infer_dataset, data_sources=[source], workers=0)
-        yield from evaluation_loader(split, spec, batch_size=1, inference=True)
+        yield from evaluation_loader(split, spec, batch_size=1, inference=True, input_size=size)
 
 
 def _quoted(path: Path) -> str:

@@ -36,6 +36,7 @@ from stereo.export.selection import Selection, modules_of_graph, modules_of_netw
 from stereo.files import sha256, write_bytes, write_json
 from stereo.predict import Predictor, load_network, load_predictor
 from stereo.registry import entry_for
+from stereo.tasks import Size
 
 if TYPE_CHECKING:
     from stereo.spec.experiment import ExperimentSpec
@@ -63,6 +64,7 @@ class _Model:
     file: Path
     run: Run
     predictor: Predictor
+    size: Size | None = None  # the only one it takes
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def quantize_model(
         "after": {**_file_facts(after.file), "latency_ms": latency[1]},
         "size_ratio": after.file.stat().st_size / before.file.stat().st_size,
         "drift": None if drift is None else asdict(drift),
-        "accuracy": _accuracy(spec, before.predictor, after.predictor),
+        "accuracy": _accuracy(spec, before, after),
         "modules": {"matched": selection.types, "skipped": selection.skipped},
     }
     file = directory / "quantize.json"
@@ -143,9 +145,9 @@ def _quantized_graph(
     kinds, nodes = modules_of_graph(model, section.backend_kwargs.op_types)
     selection = select(kinds, section)
     before = _of_graph(source, spec)
-    height, width = GraphEngine(content).inputs[0].shape[2:]
     tell("reading calibration images")
-    images = calibration_images(spec, task, (height, width), entry_for(spec).stride)
+    assert before.size is not None
+    images = calibration_images(spec, task, before.size, entry_for(spec).stride)
     chosen = {node: kind for name, kind in selection.types.items() for node in nodes[name]}
     samples = [_tensors(task.graph_inputs, sample) for sample in images]
     tell(f"quantising {len(selection.types)} of {len(kinds)} modules with {section.backend}")
@@ -185,7 +187,10 @@ def _of_graph(path: Path, spec: ExperimentSpec) -> _Model:
     def run(images: Images) -> NDArray[Any]:
         return engine(_tensors(task.graph_inputs, images))[task.graph_output]
 
-    return _Model(path, run, load_predictor(path, spec))
+    height, width = engine.inputs[0].shape[2:]
+    if -1 in (height, width):  # any size: the one that the spec exports
+        height, width = spec.export.input_height, spec.export.input_width
+    return _Model(path, run, load_predictor(path, spec), (height, width))
 
 
 def _tensors(names: Sequence[str], images: Images) -> base.Tensors:
@@ -271,16 +276,16 @@ def drift_of(before: Sequence[NDArray[Any]], after: Sequence[NDArray[Any]]) -> D
 
 
 def _accuracy(
-    spec: ExperimentSpec, before: Predictor, after: Predictor
+    spec: ExperimentSpec, before: _Model, after: _Model
 ) -> dict[str, dict[str, float]] | None:
     """Scores of both on the validation split, None without one."""
     split = spec.dataset.val_dataset
     if not split.data_sources:
         return None
     scores: dict[str, dict[str, float]] = {}
-    for name, predictor in (("before", before), ("after", after)):
-        loader = evaluation_loader(split, spec, batch_size=split.batch_size)
-        scores[name] = evaluate(predictor, loader, spec).metrics
+    for name, model in (("before", before), ("after", after)):
+        loader = evaluation_loader(split, spec, batch_size=split.batch_size, input_size=model.size)
+        scores[name] = evaluate(model.predictor, loader, spec).metrics
     return scores
 
 

@@ -37,6 +37,7 @@ OF_GRAPHS = ("onnxruntime", "modelopt.onnx")  # the others quantise a network of
 _PACKAGES = {"torchao": "torchao", "modelopt.pytorch": "modelopt", "modelopt.onnx": "modelopt"}
 _ORT_METHODS = {"minmax": "MinMax", "max": "MinMax", "entropy": "Entropy"}
 _ORT_METHODS |= {"percentile": "Percentile"}
+HISTOGRAM_BINS = 2048
 
 
 def require(section: QuantizeSpec) -> None:
@@ -107,13 +108,9 @@ def _statically(
     samples: Sequence[Tensors],
     target: Path,
 ) -> None:
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        CalibrationMethod,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import create_calibrator
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
@@ -122,26 +119,39 @@ def _statically(
         def get_next(self) -> Any:
             return next(self.left, None)
 
-    operators = section.backend_kwargs.op_types
+    operators, model = section.backend_kwargs.op_types, _prepared(graph)
+    source = target.with_name("float.onnx")
+    onnx.save(model, source)
     provider = "CUDAExecutionProvider" if device(section).type == "cuda" else "CPUExecutionProvider"
-    quantize_static(
-        _prepared(graph),
-        target,
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=operators,
-        nodes_to_quantize=nodes,
+    method = _ORT_METHODS[section.algorithm]
+    calibrator = create_calibrator(
+        source,
+        operators,
+        target.with_name("calibrated.onnx").as_posix(),
+        getattr(CalibrationMethod, method),
+        providers=[provider],
+        # The default of Entropy is as many bins as levels, which clips nothing (1.31).
+        extra_options={} if method == "MinMax" else {"num_bins": HISTOGRAM_BINS},
+    )
+    calibrator.collect_data(Reader())
+    quantizer = QDQQuantizer(
+        model,
         per_channel=True,
-        activation_type=QuantType.QInt8,
-        weight_type=QuantType.QInt8,
-        calibrate_method=getattr(CalibrationMethod, _ORT_METHODS[section.algorithm]),
-        calibration_providers=[provider],
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QInt8,
+        tensors_range=calibrator.compute_data(),
+        nodes_to_quantize=nodes,
+        nodes_to_exclude=[],
+        op_types_to_quantize=operators,
         extra_options={
             "ActivationSymmetric": True,
             "QuantizeBias": False,
             "OpTypesToExcludeOutputQuantization": operators,
         },
     )
+    quantizer.quantize_model()
+    onnx.save(quantizer.model.model, target)
 
 
 def _prepared(graph: bytes) -> onnx.ModelProto:
