@@ -146,6 +146,7 @@ class Study:
         self._owner = owner
         self._root = directory.resolve()
         self._clock = _Clock()
+        self._best: TrialRecord | None = None  # asked for at every event, so it is kept
         for event in log.events if log else read(directory / EVENTS_FILE):
             self._apply(event)
 
@@ -239,7 +240,9 @@ class Study:
 
     def best(self, among: Sequence[TrialRecord] | None = None) -> TrialRecord | None:
         """Return the best complete trial at full fidelity; of equals the earlier one."""
-        values = [(t, self.value(t)) for t in (self.trials if among is None else among)]
+        if among is None:
+            return self._best
+        values = [(trial, self.value(trial)) for trial in among]
         scored = [(self.objective.loss(v), t.id, t) for t, v in values if v is not None]
         return min(scored, key=lambda item: item[:2])[2] if scored else None
 
@@ -327,6 +330,8 @@ class Study:
                 run.state = event["state"]
                 run.detail = event.get("detail", "")
                 run.ended = at
+                if event["kind"] == "trial_ended":
+                    self._best = self.best([run] if self._best is None else [self._best, run])
             case "promotion_step":
                 self.promotion[event["step"]] = event
             case "study_ended":

@@ -139,9 +139,11 @@ class Driver(ABC):
         self._waiting: deque[tuple[TrialRecord, Cause, str]] = deque()
         self._attempts: dict[int, _Attempt] = {}
         self._failed_in_a_row = 0
-        self._pruned: set[int] = set()
+        self._unpruned: set[int] = set()  # ended runs that may still hold a checkpoint
+        self._suffixes = {".tmp"}
         for record in self.records():
             if record.state != "running":
+                self._unpruned.add(record.id)
                 continue
             state = _decided_state(record)
             if state is None:
@@ -363,6 +365,7 @@ class Driver(ABC):
 
     def _end(self, trial: int, state: str, detail: str) -> None:
         self._attempts.pop(trial, None)
+        self._unpruned.add(trial)
         self._append_run(2, trial, state=str(state), detail=detail)
         self._failed_in_a_row = self._failed_in_a_row + 1 if state == Status.FAILED else 0
         if self._failed_in_a_row == self.failures_in_a_row:
@@ -388,15 +391,13 @@ class Driver(ABC):
 
     def _prune_checkpoints(self) -> None:
         """Delete the checkpoints of ended runs, except the last one of those still needed."""
-        records = self.records()
-        suffixes = {record.checkpoint.suffix for record in records if record.checkpoint}
+        records = [self.records()[number] for number in sorted(self._unpruned)]
+        self._suffixes |= {record.checkpoint.suffix for record in records if record.checkpoint}
         for record in records:
-            if record.state == "running" or record.id in self._pruned:
-                continue
             keep = record.checkpoint if self._keeps(record) else None
-            _delete_files(self.directory(record.id), suffixes | {".tmp"}, keep)
+            _delete_files(self.directory(record.id), self._suffixes, keep)
             if keep is None:
-                self._pruned.add(record.id)
+                self._unpruned.discard(record.id)
 
 
 class TrialDriver(Driver):

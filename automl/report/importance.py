@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MIN_TRIALS = 30
 MIN_TRIALS_PER_PARAMETER = 2
 RESAMPLES = 20
+RESAMPLED = 200  # trials in one resample at most: time grows with their square, intervals widen
 TREES = 8  # per resample; 20 x 8 trees of 150 trials and 20 parameters take about 10 s
 INTERVAL = (0.05, 0.95)
 PROBE = "probe (random numbers)"
@@ -128,7 +129,7 @@ def _bootstrap(
     count = len(targets)
     samples = []
     while len(samples) < RESAMPLES:
-        chosen = generator.integers(count, size=count)
+        chosen = generator.integers(count, size=min(count, RESAMPLED))
         if np.ptp(targets[chosen]) == 0:
             continue
         probed = np.column_stack([rows, generator.random(count)])[chosen]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,15 @@ def test_a_winner_that_is_worse_on_other_seeds_is_told(study):
     assert gain(study).verdict == "worse"
 
 
-def test_larger_is_better_where_the_objective_says_so(study):
-    study.resolved = type(study.resolved)(
-        **{**vars(study.resolved), "objective": Objective("val/epe", "maximize", "px")}
-    )
-    fill(study, [2.0, 2.1, 1.9], [3.0, 3.1, 2.9])  # now trial 0 is the best: nothing to confirm
-    assert gain(study) is None
+def test_larger_is_better_where_the_objective_says_so(tmp_path):
+    settings = studies.resolved(tmp_path, confirm=3, spec={"train": {"num_epochs": 1}})
+    upward = replace(settings, objective=Objective("val/epe", "maximize", "px"))
+    study = open_study(upward, tmp_path / "s")
+    trial(study, 0, 1.0)
+    trial(study, 1, 2.0)
+    fill(study, [2.0, 2.1, 1.9], [3.0, 3.1, 2.9])
+    assert gain(study).verdict == "improved"
+    study.close()
 
 
 def test_a_winner_that_fails_on_a_seed_is_no_improvement(study):
