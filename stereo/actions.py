@@ -21,6 +21,7 @@ from stereo.errors import DataError, NoResultError, SpecError, StereoError, inte
 from stereo.files import write_json
 from stereo.progress import bar_when_slow, progress_bar
 from stereo.registry import entry_for, settled
+from stereo.spec.data import DatasetSpec
 from stereo.spec.load import given_values, load_spec, to_dict
 from stereo.spec.models import model_of
 from stereo.spec.rules import is_open, value_at
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from stereo.data.preflight import SplitFacts
     from stereo.evaluation.evaluator import Evaluation
     from stereo.predict import Predictor
-    from stereo.spec.deploy import EvaluateSpec, InferenceSpec
+    from stereo.spec.deploy import MonoEvaluateSpec, MonoInferenceSpec
     from stereo.spec.experiment import ExperimentSpec
     from stereo.viz import Map
 
@@ -246,7 +247,7 @@ def evaluate(job: Job) -> ActionResult:
     predictor = _predictor(job.spec, section)
     split = job.spec.dataset.test_dataset
     batch_size = section.batch_size if section.batch_size > 0 else split.batch_size
-    loader = evaluation_loader(split, job.spec, batch_size=batch_size)
+    loader = evaluation_loader(split, job.spec, batch_size=batch_size, input_size=predictor.size)
     evaluation = score(predictor, loader, job.spec)
     files = _write_evaluation(job.directory, evaluation, predictor)
     names = {f"val/{name}": value for name, value in evaluation.metrics.items()}
@@ -281,13 +282,16 @@ def inference(job: Job) -> ActionResult:
     predictor = _predictor(job.spec, section)
     split = job.spec.dataset.infer_dataset
     batch_size = section.batch_size if section.batch_size > 0 else split.batch_size
-    loader = evaluation_loader(split, job.spec, batch_size=batch_size, inference=True)
+    loader = evaluation_loader(
+        split, job.spec, batch_size=batch_size, inference=True, input_size=predictor.size
+    )
     scores = Scores(predictor, job.spec)
     written = write_predictions(
         predictor,
         loader,
         job.directory,
         split.augmentation,
+        job.spec,
         save_raw_pfm=section.save_raw_pfm,
         save_raw_npy=section.save_raw_npy,
         depth=_depth(job),
@@ -295,7 +299,7 @@ def inference(job: Job) -> ActionResult:
     )
     if written == 0:
         raise NoResultError(f"{job.directory}: inference wrote no prediction")
-    metrics = {"pairs": float(written)}
+    metrics = {predictor.task.samples: float(written)}
     files = {"inference_images": job.directory / "inference_images"}
     if scores.images:
         evaluation = scores.result()
@@ -307,6 +311,8 @@ def inference(job: Job) -> ActionResult:
 def _depth(job: Job) -> Callable[[Map], Map] | None:
     """Disparity to depth, for a camera that the user described: the defaults are one camera's."""
     data = job.spec.dataset
+    if not isinstance(data, DatasetSpec):
+        return None  # not of pairs
     camera = {"baseline": data.baseline, "focal_x": data.focal_x}
     given = [name for name, value in camera.items() if f"dataset.{name}" in job.given and value > 0]
     if len(given) < len(camera):
@@ -363,15 +369,15 @@ def quantize(job: Job) -> ActionResult:
 def check(job: Job) -> ActionResult:
     """Read every file that training and validation will read; all faults come together."""
     facts = _read_all(job.spec, ("train_dataset", "val_dataset"))
-    sizes = facts["val_dataset"].sizes
-    stride = entry_for(job.spec).stride
-    height, width = (-(-max(side) // stride) * stride for side in zip(*sizes, strict=True))
+    entry = entry_for(job.spec)
+    sizes = entry.task.network_sizes(facts["val_dataset"].sizes, job.spec, entry.stride)
+    height, width = (max(side) for side in zip(*sizes, strict=True))
     metrics = {
         "pairs_train": float(facts["train_dataset"].samples),
         "pairs_val": float(facts["val_dataset"].samples),
         "height": float(height),
         "width": float(width),
-        "mixed_sizes": float(len({(-(-h // stride), -(-w // stride)) for h, w in sizes}) > 1),
+        "mixed_sizes": float(len(sizes) > 1),
     }
     write_json(job.directory / "data.json", {name: _plain(fact) for name, fact in facts.items()})
     return ActionResult("ok", metrics, {"data": job.directory / "data.json"})
@@ -400,7 +406,7 @@ def pictures(job: Job) -> ActionResult:
 
     split = job.spec.dataset.test_dataset
     predictor = _predictor(job.spec, job.spec.evaluate)
-    loader = evaluation_loader(split, job.spec, batch_size=1)
+    loader = evaluation_loader(split, job.spec, batch_size=1, input_size=predictor.size)
     items = write_pictures(
         predictor, loader, job.directory, split.augmentation, job.spec, count=PICTURES
     )
@@ -408,7 +414,7 @@ def pictures(job: Job) -> ActionResult:
     return ActionResult("ok", {}, {"pictures": job.directory / "pictures.json"})
 
 
-def _predictor(spec: ExperimentSpec, section: EvaluateSpec | InferenceSpec) -> Predictor:
+def _predictor(spec: ExperimentSpec, section: MonoEvaluateSpec | MonoInferenceSpec) -> Predictor:
     """The predictor of `checkpoint` or of `trt_engine`, whichever is set."""
     from stereo.predict import load_predictor
 
@@ -417,7 +423,8 @@ def _predictor(spec: ExperimentSpec, section: EvaluateSpec | InferenceSpec) -> P
         size = (section.input_height, section.input_width)
     file = section.checkpoint or section.trt_engine
     assert file is not None  # a rule of the spec
-    return load_predictor(Path(file), spec, input_size=size, native_padded=section.native_padded)
+    padded = entry_for(spec).task.pads_to_size(section)
+    return load_predictor(Path(file), spec, input_size=size, native_padded=padded)
 
 
 ACTIONS: dict[str, Callable[[Job], ActionResult]] = {

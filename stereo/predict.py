@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from stereo import engines
+from stereo.checkpoints import files
 from stereo.engines import base
 from stereo.errors import EngineError, SpecError, SpecProblem
 from stereo.registry import entry_for, load_weights
+from stereo.spec.rules import value_at
 from stereo.tasks import InputSizes, Network, Size, Task
 
 if TYPE_CHECKING:
@@ -37,12 +39,13 @@ class Predictor:
         backend: who computes, in words for tables.
         source: the file it was loaded from.
         warnings: what a reader of the scores must know.
+        size: the only size the network is given; None: any.
     """
 
     def __init__(
         self,
         network: Network,
-        task: Task,
+        task: Task[Any],
         *,
         backend: str,
         source: Path,
@@ -59,7 +62,7 @@ class Predictor:
             backend: see the class.
             source: see the class.
             stride: sides the network takes are multiples of it.
-            size: the only size the network is given; None: each image's own.
+            size: see the class.
             native_padded: pad smaller images to `size` instead of resizing them.
             warnings: see the class.
         """
@@ -67,6 +70,7 @@ class Predictor:
         self.backend = backend
         self.source = source
         self.warnings = warnings
+        self.size = size
         self._network = network
         self._sizes = InputSizes(stride, size, native_padded, source)
 
@@ -128,12 +132,31 @@ def load_predictor(
 def load_network(checkpoint: Path, spec: ExperimentSpec) -> nn.Module:
     """The network of `spec.model` with the weights of a checkpoint, in eval mode on the CPU."""
     entry = entry_for(spec)
+    _refuse_other_meaning(checkpoint, entry.task, spec)
     network = entry.build(spec)
     load_weights(network, checkpoint, entry, spec)
     return network.eval()
 
 
-def _checkpoint(path: Path, spec: ExperimentSpec, task: Task) -> Network:
+def _refuse_other_meaning(checkpoint: Path, task: Task[Any], spec: ExperimentSpec) -> None:
+    """Compare what a checkpoint says of its training with the spec; released files say nothing."""
+    if not task.bound:
+        return
+    trained = files.read(checkpoint).get("spec")
+    problems: list[SpecProblem] = []
+    for path in task.bound:
+        value: Any = trained
+        for name in path.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        given = value_at(spec, path)
+        if value is not None and value != given:
+            problem = f"got {given}, the weights were trained with {value}"
+            problems.append(SpecProblem(str(checkpoint), path, problem, f"Set {path}={value}"))
+    if problems:
+        raise SpecError(problems)
+
+
+def _checkpoint(path: Path, spec: ExperimentSpec, task: Task[Any]) -> Network:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = load_network(path, spec).to(device)
 
@@ -163,7 +186,7 @@ def _torch_backend() -> str:
 class _EngineNetwork:
     """An engine as a network: batches are cut to the size the engine takes, and filled up to it."""
 
-    def __init__(self, path: Path, loaded: engines.Runnable, task: Task) -> None:
+    def __init__(self, path: Path, loaded: engines.Runnable, task: Task[Any]) -> None:
         self._path = path
         self._task = task
         self._engine = loaded.engine
@@ -192,7 +215,7 @@ def _repeat_last(image: Tensor, batch: int) -> Tensor:
     return torch.cat((image, image[-1:].expand(batch - len(image), -1, -1, -1)))
 
 
-def _graph_size(path: Path, engine: base.Engine, wanted: Size | None, task: Task) -> Size:
+def _graph_size(path: Path, engine: base.Engine, wanted: Size | None, task: Task[Any]) -> Size:
     names = {tensor.name for tensor in engine.inputs}
     if names != set(task.graph_inputs):
         raise EngineError(
@@ -222,6 +245,11 @@ def _refuse_contradictions(path: Path, facts: Mapping[str, Any], spec: Experimen
         if key in given and key not in FREE_FIELDS and not isinstance(value, dict)
         if given[key] not in (value, "auto")  # auto follows the file
     ]
+    for key in entry_for(spec).task.bound:
+        value = facts.get(key.rpartition(".")[2])
+        if value is not None and value != value_at(spec, key):
+            problem = f"got {value_at(spec, key)}, the graph has {value}"
+            problems.append(SpecProblem(str(path), key, problem, remedy))
     splits = (spec.dataset.test_dataset.augmentation, spec.dataset.infer_dataset.augmentation)
     graph = (facts["input_mean"], facts["input_std"])
     if graph not in [(list(split.input_mean), list(split.input_std)) for split in splits]:

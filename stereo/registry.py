@@ -16,9 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 from stereo.errors import CheckpointError, SpecError, SpecProblem
 from stereo.spec import models
-from stereo.spec.experiment import ExperimentSpec, FoundationStereoExperiment
+from stereo.spec.experiment import (
+    ExperimentSpec,
+    FoundationStereoExperiment,
+    MetricDepthExperiment,
+    RelativeDepthExperiment,
+)
 from stereo.spec.fields import leaves
-from stereo.spec.networks import VARIANT_LAYOUTS, FastFoundationStereoSpec, FoundationStereoSpec
+from stereo.spec.networks import (
+    VARIANT_LAYOUTS,
+    FastFoundationStereoSpec,
+    FoundationStereoSpec,
+    MetricDepthSpec,
+    RelativeDepthSpec,
+)
 from stereo.spec.rules import RULES, bp2_mismatches, value_at
 
 if TYPE_CHECKING:
@@ -53,7 +64,7 @@ class ModelEntry:
     key: str
     model_type: str
     spec_class: type[Any]
-    load_task: Callable[[], Task]
+    load_task: Callable[[], Task[Any]]
     build: Callable[[Any], nn.Module]
     load_release: Callable[[dict[str, Tensor]], dict[str, Tensor]]
     release_faults: Callable[[ExperimentSpec], list[SpecProblem]]
@@ -62,7 +73,7 @@ class ModelEntry:
     parts: Callable[[], tuple[Part, ...]] = tuple
 
     @property
-    def task(self) -> Task:
+    def task(self) -> Task[Any]:
         """What is asked of networks of this kind."""
         return self.load_task()
 
@@ -72,10 +83,22 @@ class ModelEntry:
         return spec if section is None else replace(spec, model=section)
 
 
-def _stereo() -> Task:
+def _stereo() -> Task[Any]:
     from stereo.tasks import STEREO
 
     return STEREO
+
+
+def _metric() -> Task[Any]:
+    from stereo.tasks import METRIC
+
+    return METRIC
+
+
+def _relative() -> Task[Any]:
+    from stereo.tasks import RELATIVE
+
+    return RELATIVE
 
 
 def _build_fast_foundation_stereo(spec: ExperimentSpec) -> nn.Module:
@@ -100,6 +123,31 @@ def _foundation_stereo_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     from stereo.nets.names import rename_foundation_stereo
 
     return rename_foundation_stereo(state)
+
+
+def _build_metric_depth(spec: MetricDepthExperiment) -> nn.Module:
+    from stereo.nets.depth_anything_v2 import MetricDepthAnything
+
+    recompute = spec.train.activation_checkpoint
+    return MetricDepthAnything(spec.model, max_depth=spec.dataset.max_depth, recompute=recompute)
+
+
+def _metric_depth_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    from stereo.nets.names import rename_metric_depth
+
+    return rename_metric_depth(state)
+
+
+def _build_relative_depth(spec: RelativeDepthExperiment) -> nn.Module:
+    from stereo.nets.depth_anything_v2 import RelativeDepthAnything
+
+    return RelativeDepthAnything(spec.model, recompute=spec.train.activation_checkpoint)
+
+
+def _relative_depth_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    from stereo.nets.names import rename_relative_depth
+
+    return rename_relative_depth(state)
 
 
 def _edgenext() -> Part:
@@ -185,6 +233,28 @@ MODELS: dict[str, ModelEntry] = {
             stride=32,
             settle=_settle_foundation_stereo,
             parts=lambda: (_edgenext(), _depth_anything()),
+        ),
+        ModelEntry(
+            key="mono_metric",
+            model_type="MetricDepthAnything",
+            spec_class=MetricDepthSpec,
+            load_task=_metric,
+            build=_build_metric_depth,
+            load_release=_metric_depth_names,
+            release_faults=lambda _spec: [],  # names and shapes show every difference
+            stride=14,
+            parts=mono_encoder,
+        ),
+        ModelEntry(
+            key="mono_relative",
+            model_type="RelativeDepthAnything",
+            spec_class=RelativeDepthSpec,
+            load_task=_relative,
+            build=_build_relative_depth,
+            load_release=_relative_depth_names,
+            release_faults=lambda _spec: [],
+            stride=14,
+            parts=mono_encoder,
         ),
     )
 }

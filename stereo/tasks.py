@@ -10,10 +10,10 @@ Source: architecture.md 3, training.md 1 to 3 and 7 to 9.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -21,20 +21,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stereo import viz
+from stereo.data.augment_mono import network_size
 from stereo.engines import base
 from stereo.errors import SpecError, SpecProblem
-from stereo.geometry import Padding, centred_padding, crop
-from stereo.losses import sequence_loss, smooth_l1
-from stereo.metrics import DisparityMetrics, Metrics
-from stereo.spec.experiment import METRICS, ExperimentSpec, disparity_limit
+from stereo.geometry import Padding, align, centred_padding, crop
+from stereo.losses import relative_loss, sequence_loss, silog_loss, smooth_l1
+from stereo.metrics import DepthMetrics, DisparityMetrics, Metrics, RelativeMetrics
+from stereo.nets.vit import PATCH, VisionTransformer
+from stereo.spec.deploy import EvaluateSpec, InferenceSpec
+from stereo.spec.experiment import (
+    METRICS,
+    MONO_METRICS,
+    RELATIVE_METRICS,
+    ExperimentSpec,
+    disparity_limit,
+)
 from stereo.viz import Map, Mask, Picture
 
+if TYPE_CHECKING:
+    from stereo.spec.deploy import MonoEvaluateSpec, MonoInferenceSpec
+    from stereo.spec.experiment import MetricDepthExperiment, RelativeDepthExperiment
+
+Spec = TypeVar("Spec", bound=ExperimentSpec)
+MonoSpec = TypeVar("MonoSpec", bound="MetricDepthExperiment | RelativeDepthExperiment")
 Batch = Mapping[str, Any]
 Size = tuple[int, int]  # height, width in px
 Network = Callable[..., Tensor]  # images (B, 3, h, w) of `Task.inputs` -> prediction (B, h, w)
 Range = tuple[float, float]
 
-SCALE_QUANTILE = 0.98  # of the ground truth; the disparity that gets the last colour of a panel
+SCALE_QUANTILE = 0.98  # of the ground truth; the value that gets the last colour of a panel
 
 
 @dataclass(frozen=True)
@@ -54,7 +69,15 @@ class InputSizes:
     source: Path | str = ""
 
 
-class Task(ABC):
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that are trained at `ratio` times the rate of the spec."""
+
+    parameters: list[nn.Parameter]
+    ratio: float
+
+
+class Task(ABC, Generic[Spec]):
     """What the shared code must know about a family of networks.
 
     Attributes:
@@ -71,6 +94,7 @@ class Task(ABC):
         headline: metrics that one line shows; the first judges a network.
         error_scale: error of the last colour in pictures, in `error_unit`.
         limit_keys: fields of the spec that limit the ground truth, in words.
+        bound: fields of the spec that are part of what the weights mean.
     """
 
     inputs: ClassVar[tuple[str, ...]]
@@ -86,17 +110,25 @@ class Task(ABC):
     error_scale: ClassVar[float]
     error_unit: ClassVar[str]
     limit_keys: ClassVar[str]
+    bound: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
-    def loss(self, network: nn.Module, batch: Batch, spec: ExperimentSpec) -> Tensor:
+    def loss(self, network: nn.Module, batch: Batch, spec: Spec) -> Tensor:
         """Scalar that training makes smaller; 0 without a valid pixel."""
 
     @abstractmethod
-    def predict(self, network: nn.Module, images: Sequence[Tensor], spec: ExperimentSpec) -> Tensor:
+    def predict(self, network: nn.Module, images: Sequence[Tensor], spec: Spec) -> Tensor:
         """Prediction (B, h, w), float32, of normalised images (B, 3, h, w)."""
 
+    def parameter_groups(self, network: nn.Module, spec: Spec) -> list[ParameterGroup]:
+        """The trainable parameters by the rate they are trained at; the first at that of `lr`."""
+        return [ParameterGroup([p for p in network.parameters() if p.requires_grad], 1.0)]
+
+    def prepare_graph(self, network: nn.Module, height: int, width: int) -> None:
+        """Let a network about to be exported at one size compute beforehand what it can."""
+
     @abstractmethod
-    def graph(self, network: nn.Module, images: Sequence[Tensor], spec: ExperimentSpec) -> Tensor:
+    def graph(self, network: nn.Module, images: Sequence[Tensor], spec: Spec) -> Tensor:
         """Output of an exported graph for its inputs."""
 
     @abstractmethod
@@ -104,8 +136,16 @@ class Task(ABC):
         """Shape of an exported graph's output without the batch axis."""
 
     @abstractmethod
-    def graph_facts(self, spec: ExperimentSpec) -> dict[str, Any]:
+    def graph_facts(self, spec: Spec) -> dict[str, Any]:
         """What the sidecar of a graph says beside section `model` and the sizes."""
+
+    def pads_to_size(self, section: MonoEvaluateSpec | MonoInferenceSpec) -> bool:
+        """Whether images are padded to the only size of a network instead of resized."""
+        return False
+
+    @abstractmethod
+    def network_sizes(self, native: Iterable[Size], spec: Spec, stride: int) -> set[Size]:
+        """Sizes at which the network sees validation images of native sizes."""
 
     @abstractmethod
     def at_native_size(self, network: Network, batch: Batch, sizes: InputSizes) -> Tensor:
@@ -121,18 +161,20 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def validation_terms(
-        self, prediction: Tensor, batch: Batch, spec: ExperimentSpec
-    ) -> tuple[Tensor, int]:
+    def validation_terms(self, prediction: Tensor, batch: Batch, spec: Spec) -> tuple[Tensor, int]:
         """Sum (float64) and number of terms whose mean over all batches is `val/loss`."""
 
     @abstractmethod
-    def metrics(self, spec: ExperimentSpec) -> Metrics:
+    def metrics(self, spec: Spec) -> Metrics:
         """An empty accumulator of the declared metrics."""
 
     @abstractmethod
-    def usable_truth(self, spec: ExperimentSpec) -> str:
+    def usable_truth(self, spec: Spec) -> str:
         """Which ground truth counts, as a formula."""
+
+    def fixed_scale(self, spec: Spec) -> Range | None:
+        """Values of the first and the last colour of every picture; None: those of each map."""
+        return None
 
     @abstractmethod
     def color(self, values: Map, scale: Range | None = None) -> Picture:
@@ -161,7 +203,7 @@ class Task(ABC):
         return prediction
 
 
-class StereoTask(Task):
+class StereoTask(Task[ExperimentSpec]):
     """Disparity of the left image, px, of a rectified pair."""
 
     inputs = ("left", "right")
@@ -200,6 +242,14 @@ class StereoTask(Task):
         """The refinements that are unrolled into the graph."""
         return {"iterations": spec.export.valid_iters}
 
+    def pads_to_size(self, section: MonoEvaluateSpec | MonoInferenceSpec) -> bool:
+        """As the spec says."""
+        return isinstance(section, EvaluateSpec | InferenceSpec) and section.native_padded
+
+    def network_sizes(self, native: Iterable[Size], spec: ExperimentSpec, stride: int) -> set[Size]:
+        """Padded to the stride."""
+        return {(_up(height, stride), _up(width, stride)) for height, width in native}
+
     def at_native_size(self, network: Network, batch: Batch, sizes: InputSizes) -> Tensor:
         """Disparity of padded images, cropped; or of resized ones, scaled by the widths.
 
@@ -208,8 +258,8 @@ class StereoTask(Task):
         """
         images = [batch[name] for name in self.inputs]
         native = (images[0].shape[-2], images[0].shape[-1])
-        padded = tuple(-(-side // sizes.stride) * sizes.stride for side in native)
-        size = sizes.fixed or (padded[0], padded[1])
+        padded = (_up(native[0], sizes.stride), _up(native[1], sizes.stride))
+        size = sizes.fixed or padded
         if size == padded or sizes.native_padded:
             padding = _padding(native, size, sizes.source)
             return crop(network(*(_pad(image, padding) for image in images)), padding)
@@ -239,7 +289,7 @@ class StereoTask(Task):
     @property
     def colors(self) -> list[str]:
         """Turbo."""
-        return viz.turbo_colors()
+        return viz.legend(viz.TURBO)
 
     def scale(self, truth: Map) -> Range:
         """From 0 to almost the largest, so that a few pixels do not decide."""
@@ -248,6 +298,10 @@ class StereoTask(Task):
     def color_error(self, prediction: Map, truth: Map, valid: Mask) -> Picture:
         """Turbo of the absolute error."""
         return viz.color_error(prediction, truth, valid)
+
+
+def _up(side: int, stride: int) -> int:
+    return -(-side // stride) * stride
 
 
 def _padding(native: Size, size: Size, source: Path | str) -> Padding:
@@ -268,4 +322,176 @@ def _resize(image: Tensor, size: Size) -> Tensor:
     return F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
+class MonoTask(Task[MonoSpec]):
+    """What a single image shows; the loader has brought it to the size of the network."""
+
+    inputs = ("image",)
+    target = "target"
+    graph_inputs = (base.IMAGES,)
+    graph_output = base.OUTPUTS
+    folder = "depth"
+    samples = "images"
+    headline = ("abs_rel", "d1")
+    error_scale = 100 * viz.RATIO_FULL_SCALE
+    error_unit = "%"
+    encoder = "pretrained."  # names of its parameters start so, those of the head do not
+    is_inverse: ClassVar[bool]
+
+    @abstractmethod
+    def compare(self, prediction: Tensor, truth: Tensor, valid: Tensor, spec: MonoSpec) -> Tensor:
+        """Loss of a prediction, all (B, 1, h, w)."""
+
+    def loss(self, network: nn.Module, batch: Batch, spec: MonoSpec) -> Tensor:
+        """The comparison over the whole batch."""
+        return self.compare(network(batch["image"]), batch["target"], batch["valid"], spec)
+
+    def predict(self, network: nn.Module, images: Sequence[Tensor], spec: MonoSpec) -> Tensor:
+        """The map without its channel axis."""
+        return network(*images)[:, 0].float()
+
+    def parameter_groups(self, network: nn.Module, spec: MonoSpec) -> list[ParameterGroup]:
+        """Encoder, and head at a multiple of its rate."""
+        encoder: list[nn.Parameter] = []
+        head: list[nn.Parameter] = []
+        for name, parameter in network.named_parameters():
+            if parameter.requires_grad:
+                (encoder if name.startswith(self.encoder) else head).append(parameter)
+        return [ParameterGroup(encoder, 1.0), ParameterGroup(head, spec.train.optim.head_lr_ratio)]
+
+    def prepare_graph(self, network: nn.Module, height: int, width: int) -> None:
+        """Resample the position table, so that the graph needs no cubic resize."""
+        encoder = network.get_submodule(self.encoder.removesuffix("."))
+        assert isinstance(encoder, VisionTransformer)
+        encoder.fix_position(height // PATCH, width // PATCH)
+
+    def graph(self, network: nn.Module, images: Sequence[Tensor], spec: MonoSpec) -> Tensor:
+        """The map (B, h, w)."""
+        return network(*images)[:, 0]
+
+    def graph_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """Without a channel axis."""
+        return (height, width)
+
+    def network_sizes(self, native: Iterable[Size], spec: MonoSpec, stride: int) -> set[Size]:
+        """Covering the crop of the validation split."""
+        crop_size = spec.dataset.val_dataset.augmentation.crop_size
+        return {network_size(size, crop_size) for size in native}
+
+    def at_native_size(self, network: Network, batch: Batch, sizes: InputSizes) -> Tensor:
+        """The map resized to the size of the ground truth, which is native."""
+        size = batch["target"].shape[-2:]
+        found = network(batch["image"])[:, None]
+        return F.interpolate(found, size=size, mode="bilinear", align_corners=True)[:, 0]
+
+    def validation_terms(
+        self, prediction: Tensor, batch: Batch, spec: MonoSpec
+    ) -> tuple[Tensor, int]:
+        """The loss of each image with a valid pixel, whatever the batches are."""
+        truth, valid = batch["target"], batch["valid"]
+        known = valid.flatten(1).any(dim=1).nonzero()[:, 0].tolist()
+        rows = [slice(place, place + 1) for place in known]
+        maps = prediction[:, None].double()
+        losses = [self.compare(maps[row], truth[row], valid[row], spec) for row in rows]
+        return torch.stack(losses).sum() if losses else maps.new_zeros(()), len(losses)
+
+    def fixed_scale(self, spec: MonoSpec) -> Range | None:
+        """Targets between 0 and 1 keep these ends."""
+        return (0.0, 1.0) if spec.dataset.normalize_depth else None
+
+    def color(self, values: Map, scale: Range | None = None) -> Picture:
+        """Spectral, near is red."""
+        return viz.color_depth(values, scale, is_inverse=self.is_inverse)
+
+    @property
+    def colors(self) -> list[str]:
+        """Spectral, from the smallest to the largest value."""
+        return viz.legend(viz.SPECTRAL[::-1] if self.is_inverse else viz.SPECTRAL)
+
+    def scale(self, truth: Map) -> Range:
+        """From almost the smallest to almost the largest: a few pixels do not decide."""
+        low, high = np.quantile(truth, (1 - SCALE_QUANTILE, SCALE_QUANTILE))
+        return float(low), float(high)
+
+    def color_error(self, prediction: Map, truth: Map, valid: Mask) -> Picture:
+        """Turbo of the error relative to the truth."""
+        return viz.color_ratio(self.comparable(prediction, truth, valid), truth, valid)
+
+
+class MetricTask(MonoTask["MetricDepthExperiment"]):
+    """Depth in m, between 0 and `dataset.max_depth`."""
+
+    quantity = "depth"
+    unit = "m"
+    declared = MONO_METRICS
+    limit_keys = "dataset.min_depth and dataset.max_depth"
+    bound = ("dataset.max_depth",)
+    is_inverse = False
+
+    def compare(
+        self, prediction: Tensor, truth: Tensor, valid: Tensor, spec: MetricDepthExperiment
+    ) -> Tensor:
+        """SiLog."""
+        train = spec.train
+        return silog_loss(
+            prediction, truth, valid, form=train.silog_form, weight=train.silog_lambda
+        )
+
+    def graph_facts(self, spec: MetricDepthExperiment) -> dict[str, Any]:
+        """The range of depth."""
+        return {"min_depth": spec.dataset.min_depth, "max_depth": spec.dataset.max_depth}
+
+    def metrics(self, spec: MetricDepthExperiment) -> Metrics:
+        """Metrics of depth within the range."""
+        return DepthMetrics(spec.dataset.min_depth, spec.dataset.max_depth)
+
+    def usable_truth(self, spec: MetricDepthExperiment) -> str:
+        """Within the range."""
+        return f"{spec.dataset.min_depth:g} < depth < {spec.dataset.max_depth:g} m"
+
+
+class RelativeTask(MonoTask["RelativeDepthExperiment"]):
+    """Inverse depth up to an unknown scale and shift; larger is nearer."""
+
+    quantity = "inverse depth"
+    unit = ""
+    declared = RELATIVE_METRICS
+    limit_keys = "dataset.eval_crop"
+    is_inverse = True
+
+    def compare(
+        self, prediction: Tensor, truth: Tensor, valid: Tensor, spec: RelativeDepthExperiment
+    ) -> Tensor:
+        """The loss that scale and shift do not change."""
+        train = spec.train
+        return relative_loss(
+            prediction,
+            truth,
+            valid,
+            form=train.relative_loss,
+            gradient_weight=train.gradient_loss_weight,
+        )
+
+    def graph_facts(self, spec: RelativeDepthExperiment) -> dict[str, Any]:
+        """Nothing: the output has no unit."""
+        return {}
+
+    def metrics(self, spec: RelativeDepthExperiment) -> Metrics:
+        """Metrics of aligned inverse depth."""
+        return RelativeMetrics()
+
+    def usable_truth(self, spec: RelativeDepthExperiment) -> str:
+        """Of any scale."""
+        return "0 < target < 1000"
+
+    def comparable(self, prediction: Map, truth: Map, valid: Mask) -> Map:
+        """The prediction at the scale and shift of the ground truth."""
+        maps = (torch.from_numpy(each)[None] for each in (prediction, truth, valid))
+        found = align(*maps)
+        if not found.found:
+            return prediction
+        return found.scale.numpy() * prediction + found.shift.numpy()
+
+
 STEREO = StereoTask()
+METRIC = MetricTask()
+RELATIVE = RelativeTask()

@@ -1,6 +1,7 @@
-"""Pictures of disparity and of its error, and panels beside each other.
+"""Pictures of disparity, depth and errors, and panels beside each other.
 
-Arrays are (H, W) or (H, W, 3) with rows first; pictures are uint8 RGB. The colour map is turbo.
+Arrays are (H, W) or (H, W, 3) with rows first; pictures are uint8 RGB. Disparity and errors have
+the colours of turbo, depth those of ColorBrewer's Spectral with red for what is near.
 """
 
 from __future__ import annotations
@@ -16,8 +17,27 @@ Map = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 ERROR_FULL_SCALE = 3.0  # px; larger errors have the last colour
-COLOR_STOPS = 7  # of a legend
+RATIO_FULL_SCALE = 0.25  # error / truth of depth; larger ones have the last colour
 MIDDLE = 0.5  # shown where a map has no scale of its own
+COLOR_STOPS = 7  # of a legend
+
+
+def _turbo_table() -> Picture:
+    levels = np.arange(256, dtype=np.uint8)[None]
+    table = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)[0]
+    return np.asarray(table, np.uint8)
+
+
+def _spectral_table() -> Picture:
+    """The eleven colours of Spectral, red to violet, and linear steps between them."""
+    stops = "9e0142 d53e4f f46d43 fdae61 fee08b ffffbf e6f598 abdda4 66c2a5 3288bd 5e4fa2"
+    known = np.array([list(bytes.fromhex(stop)) for stop in stops.split()], float)
+    places = np.linspace(0, len(known) - 1, 256)
+    channels = [np.interp(places, np.arange(len(known)), known[:, c]) for c in range(3)]
+    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+
+
+TURBO, SPECTRAL = _turbo_table(), _spectral_table()  # (256, 3), from the first to the last colour
 
 
 def color_disparity(disparity: Map, scale: float | None = None) -> Picture:
@@ -31,19 +51,48 @@ def color_disparity(disparity: Map, scale: float | None = None) -> Picture:
     if scale is None:
         scale = float(disparity[known].max(initial=0.0))
     shares = np.where(known, disparity, 0.0) / scale if scale > 0 else np.full(known.shape, MIDDLE)
-    return _turbo(shares, known)
+    return _colored(shares, known, TURBO)
+
+
+def color_depth(
+    depth: Map, ends: tuple[float, float] | None = None, *, is_inverse: bool = False
+) -> Picture:
+    """Spectral from near (red) to far, black where the depth is not finite.
+
+    Args:
+        depth: depth or inverse depth (H, W).
+        ends: smallest and largest value with a colour of its own; None: those of the map.
+        is_inverse: larger is nearer.
+    """
+    known = np.isfinite(depth)
+    low, high = ends or _ends(depth[known])
+    shares = np.full(known.shape, MIDDLE)
+    if high > low:
+        shares = (np.where(known, depth, low) - low) / (high - low)
+    return _colored(1 - shares if is_inverse else shares, known, SPECTRAL)
+
+
+def _ends(values: Map) -> tuple[float, float]:
+    return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
 
 
 def color_error(prediction: Map, truth: Map, valid: Mask) -> Picture:
     """Turbo over `|prediction - truth|` up to 3 px, black where there is no ground truth."""
     error = np.abs(prediction - np.where(valid, truth, 0.0))
-    return _turbo(np.nan_to_num(error / ERROR_FULL_SCALE, nan=1.0), valid)
+    return _colored(np.nan_to_num(error / ERROR_FULL_SCALE, nan=1.0), valid, TURBO)
 
 
-def turbo_colors() -> list[str]:
-    """Colours from the first to the last of turbo, `#rrggbb`."""
-    shares = np.linspace(0.0, 1.0, COLOR_STOPS)[None]
-    return ["#" + bytes(c).hex() for c in _turbo(shares, np.ones(shares.shape, bool))[0]]
+def color_ratio(prediction: Map, truth: Map, valid: Mask) -> Picture:
+    """Turbo over `|prediction - truth| / truth` up to 25 %, black without ground truth."""
+    known = np.where(valid, truth, 1.0)
+    error = np.abs(prediction - known) / known
+    return _colored(np.nan_to_num(error / RATIO_FULL_SCALE, nan=1.0), valid, TURBO)
+
+
+def legend(table: Picture) -> list[str]:
+    """Some colours of a table from the first to the last, `#rrggbb`."""
+    places = np.linspace(0, len(table) - 1, COLOR_STOPS).round().astype(int)
+    return ["#" + bytes(color).hex() for color in table[places]]
 
 
 def side_by_side(panels: Sequence[Picture]) -> Picture:
@@ -57,9 +106,18 @@ def denormalize(image: Map, mean: Sequence[float], std: Sequence[float]) -> Pict
     return np.rint(np.clip(values, 0.0, 1.0) * 255).astype(np.uint8)
 
 
-def _turbo(shares: NDArray[np.floating], known: NDArray[np.bool_]) -> Picture:
+def resized(picture: Picture, size: tuple[int, int]) -> Picture:
+    """The picture at another size (height, width)."""
+    if picture.shape[:2] == size:
+        return picture
+    smaller = size[0] < picture.shape[0]
+    method = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(picture, size[::-1], interpolation=method), np.uint8)
+
+
+def _colored(shares: NDArray[np.floating], known: Mask, table: Picture) -> Picture:
     """Colours of shares 0..1; values outside take the first or last colour."""
     levels = np.rint(np.clip(shares, 0.0, 1.0) * 255).astype(np.uint8)
-    picture = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
+    picture = table[levels]
     picture[~known] = 0
-    return np.asarray(picture, dtype=np.uint8)
+    return picture

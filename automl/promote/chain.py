@@ -33,11 +33,6 @@ from automl.store import Study, TrialRecord, code_version
 from automl.study_spec import get_path, merge, set_path
 
 PRECISION_KEY = "gen_trt_engine.tensorrt.data_type"
-# Largest accepted difference between the scores of engine and checkpoint, by engine precision.
-DEFAULT_LIMITS: Mapping[str, Mapping[str, float]] = {
-    "fp32": {"epe": 0.05},  # px
-    "fp16": {"epe": 0.2},  # px
-}
 VERSIONED = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "optuna", "ray")
 
 
@@ -61,18 +56,18 @@ class Materials:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the engine's input, in pixels: the padded validation size."""
+        """Height and width of the engine's input, in pixels: those of the validation images."""
         return int(self.metrics["check"]["height"]), int(self.metrics["check"]["width"])
 
     @property
     def mixed_sizes(self) -> bool:
-        """Whether validation images differ in padded size."""
+        """Whether validation images reach the network in different sizes."""
         return bool(self.metrics["check"].get("mixed_sizes", 0.0))
 
     def engine_input(self) -> dict[str, Any]:
-        """How images get to the engine's size: padded where all fit, else resized."""
+        """How images get to the engine's size where they do not get to it by themselves."""
         if not self.mixed_sizes:
-            return {"evaluate.native_padded": True}
+            return {}
         height, width = self.size
         return {"evaluate.input_height": height, "evaluate.input_width": width}
 
@@ -477,7 +472,8 @@ class _Promotion:
         resolved = self.study.resolved
         spec = resolved.space.apply(resolved.base_spec, self.best.params)
         precision = get_path(spec, PRECISION_KEY) or "fp32"
-        limits = {**DEFAULT_LIMITS.get(precision, {}), **resolved.study.promote.limits}
+        usual = self.model.get("parity_limits", {}).get(precision, {})
+        limits = {**usual, **resolved.study.promote.limits}
         table = self._parity()
         problems = tuple(_outside(table, limits, asked_for=resolved.study.promote.limits))
         directory = self.study.directory / "bundle"

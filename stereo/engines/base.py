@@ -1,8 +1,9 @@
 """What every engine backend is: protocols, build options, and the sidecar beside each file.
 
-A *graph* is an ONNX file with inputs `left_image`, `right_image` (N, 3, H, W) and output
-`disparity` (N, 1, H, W). An *engine* is what a backend makes of it. Beside each lies `<file>.json`,
-its sidecar: facts that the file does not give (an engine cannot be opened without its GPU).
+A *graph* is an ONNX file: inputs `left_image`, `right_image` (N, 3, H, W), output `disparity`
+(N, 1, H, W); or input `images` (N, 3, H, W), output `outputs` (N, H, W). An *engine* is what a
+backend makes of it. Beside each lies `<file>.json`, its sidecar: facts that the file does not give
+(an engine cannot be opened without its GPU).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from stereo.files import sha256, write_json
 
 FORMAT_VERSION = 1
 LEFT, RIGHT, DISPARITY = "left_image", "right_image", "disparity"
+IMAGES, OUTPUTS = "images", "outputs"
 DataType = Literal["fp32", "fp16", "bf16", "int8"]
 Tensors = dict[str, NDArray[Any]]
 

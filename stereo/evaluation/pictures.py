@@ -43,6 +43,7 @@ def write_predictions(
     loader: Iterable[Mapping[str, Any]],
     directory: Path,
     preprocessing: Preprocessing,
+    spec: ExperimentSpec,
     *,
     save_raw_pfm: bool,
     save_raw_npy: bool,
@@ -60,18 +61,20 @@ def write_predictions(
         loader: batches of `stereo.data.loaders.evaluation_loader`.
         directory: the folders are made in it.
         preprocessing: says how the images were normalised.
+        spec: of the network.
         save_raw_pfm: write `<quantity>_pfm`.
         save_raw_npy: write `<quantity>_npy`.
         depth: disparity in px to depth in m; None writes no depth.
         scores: receives the samples that have ground truth.
     """
     stems: set[str] = set()
-    folder = predictor.task.folder
+    task, folder = predictor.task, predictor.task.folder
+    scale = task.fixed_scale(spec)
     with progress_bar() as bar:
         batches = bar.track(loader, description=f"predicting ({predictor.backend})")
         for sample in _samples(predictor, batches, preprocessing, scores):
             stem = _unused_stem(sample.name, stems)
-            panel = _panel(sample, predictor.task)
+            panel = _panel(sample, task, scale)
             write_png(directory / "inference_images" / f"{stem}.png", panel)
             if save_raw_pfm:
                 write_pfm(directory / f"{folder}_pfm" / f"{stem}.pfm", sample.prediction)
@@ -84,10 +87,10 @@ def write_predictions(
     return len(stems)
 
 
-def _panel(sample: Shown, task: Task) -> Picture:
-    parts = [sample.image, task.color(sample.prediction)]
+def _panel(sample: Shown, task: Task[Any], scale: tuple[float, float] | None) -> Picture:
+    parts = [sample.image, task.color(sample.prediction, scale)]
     if sample.has_gt:
-        parts.insert(1, task.color(sample.truth))
+        parts.insert(1, task.color(sample.truth, scale))
         parts.append(task.color_error(sample.prediction, sample.truth, sample.valid))
     return viz.side_by_side(parts)
 
@@ -119,7 +122,7 @@ def write_pictures(
         error.
     """
     task = predictor.task
-    metric = task.headline[0]
+    metric, errors = task.headline[0], viz.legend(viz.TURBO)
     scores = Scores(predictor, spec)
     items: list[dict[str, Any]] = []
     samples = _samples(predictor, loader, preprocessing, scores)
@@ -145,7 +148,7 @@ def write_pictures(
                 "unit": task.declared[f"val/{metric}"]["unit"],
                 "quantity": task.quantity,
                 "scale": _bar(scale, task.unit, task.colors),
-                "error_scale": _bar((0.0, task.error_scale), task.error_unit, viz.turbo_colors()),
+                "error_scale": _bar((0.0, task.error_scale), task.error_unit, errors),
             }
         )
     return items
@@ -180,15 +183,16 @@ def _shown(
     batch: Mapping[str, Any],
     position: int,
     prediction: Map,
-    task: Task,
+    task: Task[Any],
     preprocessing: Preprocessing,
 ) -> Shown:
     valid = batch["valid"][position, 0].numpy()
     image = batch[task.inputs[0]][position].numpy()
+    picture = viz.denormalize(image, preprocessing.input_mean, preprocessing.input_std)
     return Shown(
         name=batch["name"][position],
         index=int(batch["index"][position]),
-        image=viz.denormalize(image, preprocessing.input_mean, preprocessing.input_std),
+        image=viz.resized(picture, (valid.shape[0], valid.shape[1])),
         prediction=prediction,
         truth=np.where(valid, batch[task.target][position, 0].numpy(), np.float32(np.inf)),
         valid=valid,

@@ -52,7 +52,7 @@ class GraphInfo:
 class _Graph(nn.Module):
     """The network as the graph shows it: images in, the task's output out."""
 
-    def __init__(self, network: nn.Module, task: Task, spec: ExperimentSpec) -> None:
+    def __init__(self, network: nn.Module, task: Task[Any], spec: ExperimentSpec) -> None:
         super().__init__()
         self.network = network
         self.task = task
@@ -94,6 +94,7 @@ def export_graph(
     module = _Graph(copy.deepcopy(network), task, spec).to(device).eval()
     batch = section.batch_size if section.batch_size > 0 else PROBE_BATCH
     size = (section.input_height, section.input_width)
+    task.prepare_graph(module.network, *size)
     images = tuple(image.to(device) for image in _probe(len(task.graph_inputs), batch, size))
     onnx_file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=onnx_file.parent, prefix=".export-") as scratch:
@@ -145,7 +146,7 @@ def _trace(module: _Graph, images: tuple[Tensor, ...], file: Path, spec: Experim
         )
 
 
-def _label(model: onnx.ModelProto, task: Task, spec: ExperimentSpec) -> onnx.ModelProto:
+def _label(model: onnx.ModelProto, task: Task[Any], spec: ExperimentSpec) -> onnx.ModelProto:
     """Write the output's true shape, which the exporter leaves open or gets wrong."""
     section = spec.export
     batch = section.batch_size if section.batch_size > 0 else DYNAMIC_BATCH
@@ -173,7 +174,7 @@ def _check(module: _Graph, content: bytes, images: tuple[Tensor, ...], file: Pat
 
 
 def _facts(
-    task: Task,
+    task: Task[Any],
     spec: ExperimentSpec,
     model: onnx.ModelProto,
     difference: Difference,

@@ -31,11 +31,16 @@ def _score(image: Tensor, encoder: VisionTransformer, head: DPTHead) -> Tensor:
 
 
 class RelativeDepthAnything(nn.Module):
-    """Inverse depth (B, 1, H, W) up to an unknown scale and shift: >= 0, larger is nearer."""
+    """Inverse depth (B, 1, H, W) up to an unknown scale and shift: >= 0, larger is nearer.
 
-    def __init__(self, spec: RelativeDepthSpec) -> None:
+    Args:
+        spec: section `model`.
+        recompute: see `VisionTransformer`.
+    """
+
+    def __init__(self, spec: RelativeDepthSpec, *, recompute: bool = False) -> None:
         super().__init__()
-        self.pretrained = VisionTransformer(spec.encoder)
+        self.pretrained = VisionTransformer(spec.encoder, recompute=recompute)
         self.depth_head = _head(spec.encoder, spec.mono_backbone)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -48,12 +53,13 @@ class MetricDepthAnything(nn.Module):
     Args:
         spec: section `model`.
         max_depth: m; part of what the weights mean.
+        recompute: see `VisionTransformer`.
     """
 
-    def __init__(self, spec: MetricDepthSpec, *, max_depth: float) -> None:
+    def __init__(self, spec: MetricDepthSpec, *, max_depth: float, recompute: bool = False) -> None:
         super().__init__()
         self.max_depth = max_depth
-        self.pretrained = VisionTransformer(spec.encoder)
+        self.pretrained = VisionTransformer(spec.encoder, recompute=recompute)
         self.metric_depth_head = _head(spec.encoder, spec.mono_backbone)
 
     def forward(self, image: Tensor) -> Tensor:

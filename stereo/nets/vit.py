@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from stereo.nets.blocks import spatial_shape
 
@@ -150,12 +151,16 @@ class VisionTransformer(nn.Module):
 
     Args:
         size: key of `SIZES`.
+        recompute: keep only what enters a block in training and compute the rest again.
     """
 
-    def __init__(self, size: str) -> None:
+    fixed_position: Tensor | None
+
+    def __init__(self, size: str, *, recompute: bool = False) -> None:
         super().__init__()
         width = SIZES[size].width
         self.taps = SIZES[size].taps
+        self.recompute = recompute
         self.patch_embed = PatchEmbedding(width)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + GRID * GRID, width))
@@ -165,6 +170,7 @@ class VisionTransformer(nn.Module):
             Block(width, gated=SIZES[size].gated) for _ in range(SIZES[size].blocks)
         )
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.register_buffer("fixed_position", None, persistent=False)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -188,14 +194,25 @@ class VisionTransformer(nn.Module):
         x = x + self.position(height // PATCH, width // PATCH)
         tapped: list[Tokens] = []
         for index, block in enumerate(self.blocks):
-            x = block(x)
+            x = self._through(block, x)
             if index in self.taps:
                 normalised = self.norm(x)
                 tapped.append(Tokens(normalised[:, 1:], normalised[:, 0]))
         return tapped
 
+    def _through(self, block: nn.Module, x: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return cast("Tensor", checkpoint(block, x, use_reentrant=False))
+        return block(x)
+
+    def fix_position(self, rows: int, columns: int) -> None:
+        """Compute the position code of one grid for good: a graph holds it as a constant."""
+        self.fixed_position = self.position(rows, columns).detach().clone()
+
     def position(self, rows: int, columns: int) -> Tensor:
         """Position code of the class token and of rows x columns patches, (1, 1 + N, C)."""
+        if self.fixed_position is not None:
+            return self.fixed_position
         if rows == columns == GRID:
             return self.pos_embed
         # The released weights expect these factors, 0.1 patches above rows / GRID, and not a size.

@@ -54,6 +54,8 @@ class Model:
         shorthands: short names on the command line beside those of every network.
         metrics: what training reports -> direction, unit and whether it is meaningful.
         objective: the metric that a study optimises unless it names another.
+        parity_limits: engine precision -> metric -> largest difference between the scores of
+            checkpoint and engine with which a promotion accepts the engine.
         default_dataset: class of an annotation file that is given without one.
         weight_keys: any of these set means that training starts from loaded weights.
         part_keys: files that fill a part of the network, and the fields that shape that part.
@@ -70,6 +72,7 @@ class Model:
     outputs: Mapping[str, tuple[str, ...]]
     metrics: Mapping[str, Mapping[str, Any]]
     objective: str
+    parity_limits: Mapping[str, Mapping[str, float]]
     default_dataset: str
     weight_keys: tuple[str, ...]
     checkpoint_mb: int
@@ -165,6 +168,8 @@ _STEREO_TEMPLATES: Mapping[str, Mapping[str, Any]] = {
     "inference": {_SOURCES: [{"dataset_name": "GenericDataset", "data_file": MISSING}]},
     "export": {"export.input_width": 736},
 }
+_STEREO_LIMITS = {"fp32": {"epe": 0.05}, "fp16": {"epe": 0.2}}  # px
+_MONO_LIMITS = {precision: {"abs_rel": 0.01} for precision in ("fp32", "fp16", "bf16")}
 _STEREO_OUTPUTS = {"inference": ("disparity_pfm/", "disparity_npy/", "depth/")}
 _MONO_OUTPUTS = {"inference": ("depth_pfm/", "depth_npy/")}
 
@@ -258,6 +263,7 @@ MODELS: Mapping[str, Model] = {
             outputs=_STEREO_OUTPUTS,
             metrics=experiment.METRICS,
             objective="val/epe",
+            parity_limits=_STEREO_LIMITS,
             default_dataset="GenericDataset",
             weight_keys=_TRAIN_WEIGHTS,
             part_keys={_EDGENEXT: ()},
@@ -298,6 +304,7 @@ MODELS: Mapping[str, Model] = {
             outputs=_STEREO_OUTPUTS,
             metrics=experiment.METRICS,
             objective="val/epe",
+            parity_limits=_STEREO_LIMITS,
             default_dataset="GenericDataset",
             weight_keys=_TRAIN_WEIGHTS,
             part_keys={_EDGENEXT: (), _DEPTH_ANYTHING: _VIT_FIELDS},
@@ -316,6 +323,7 @@ MODELS: Mapping[str, Model] = {
             outputs=_MONO_OUTPUTS,
             metrics=experiment.MONO_METRICS,
             objective="val/abs_rel",
+            parity_limits=_MONO_LIMITS,
             default_dataset="MetricMonoDataset",
             weight_keys=_TRAIN_WEIGHTS,
             part_keys={_BACKBONE: ("model.encoder",)},
@@ -334,6 +342,7 @@ MODELS: Mapping[str, Model] = {
             outputs=_MONO_OUTPUTS,
             metrics=experiment.RELATIVE_METRICS,
             objective="val/abs_rel",
+            parity_limits=_MONO_LIMITS,
             default_dataset="RelativeMonoDataset",
             weight_keys=_TRAIN_WEIGHTS,
             part_keys={_BACKBONE: ("model.encoder",)},

@@ -406,6 +406,7 @@ def model_metadata(model: Model) -> dict[str, Any]:
         "checkpoint_mb": model.checkpoint_mb,
         "seconds_per_epoch": dict(model.seconds_per_epoch),
         "metrics": {name: dict(facts) for name, facts in model.metrics.items()},
+        "parity_limits": {name: dict(limits) for name, limits in model.parity_limits.items()},
         "data_keys": dict(DATA_KEYS),
         "default_dataset": model.default_dataset,
         "weight_keys": list(model.weight_keys),

@@ -200,7 +200,7 @@ class RunCallback(pl.Callback):
         progress = module.progress
         module.reads.log(f"training {module.task.samples}")
         self._rng = None
-        row = {"train_loss": progress.train_loss, **module.validation, "lr": module.last_lr}
+        row = {"train_loss": progress.train_loss, **module.validation, "lr": module.last_rates[0]}
         validated, module.validation = bool(module.validation), {}
         problem = _verdict(module, row)
         progress.finish_epoch()

@@ -101,6 +101,7 @@ class DepthModule(pl.LightningModule):
         self.total_steps = 1  # set before training; the schedules need it
         self.metrics = self.task.metrics(spec)
         self._sizes = InputSizes(entry.stride)
+        self._groups = self.task.parameter_groups(network, spec)
         self.validation: dict[str, float] = {}
         self.reads = Reads()  # of the training pairs of the current epoch
         self._validation_reads = Reads()
@@ -110,17 +111,20 @@ class DepthModule(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW or SGD of `train.optim`."""
-        return build_optimizer(self.model, self.spec.train.optim)
+        return build_optimizer(self._groups, self.spec.train.optim)
 
-    def learning_rate(self, step: int) -> float:
-        """Rate of an optimiser step, 0-based."""
+    def learning_rates(self, step: int) -> list[float]:
+        """Rates of an optimiser step, 0-based, by group of parameters."""
         optim = self.spec.train.optim
-        return learning_rate(optim, optim.lr, step, self.total_steps)
+        return [
+            learning_rate(optim, group.ratio * optim.lr, step, self.total_steps)
+            for group in self._groups
+        ]
 
     @property
-    def last_lr(self) -> float:
-        """Rate of the last step taken."""
-        return self.learning_rate(max(self.progress.step - 1, 0))
+    def last_rates(self) -> list[float]:
+        """Rates of the last step taken, by group of parameters; the first is `lr`."""
+        return self.learning_rates(max(self.progress.step - 1, 0))
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Add one batch to the current optimiser step and take the step when it is complete."""
@@ -169,8 +173,8 @@ class DepthModule(pl.LightningModule):
         if scaler is None and not math.isfinite(norm):
             return False
         self.last.grad_norm = norm
-        lr = self.learning_rate(self.progress.step)
-        for group in optimizer.param_groups:
+        rates = self.learning_rates(self.progress.step)
+        for group, lr in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = lr
         if scaler is None:
             optimizer.step()

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
 
 from stereo.spec.train import OptimSpec
+from stereo.tasks import ParameterGroup
 
 log = logging.getLogger(__name__)
 
@@ -87,15 +87,16 @@ def effective_warmup(optim: OptimSpec, total_steps: int) -> int:
     return min(optim.warmup_steps, total_steps // 2)
 
 
-def build_optimizer(model: nn.Module, optim: OptimSpec) -> torch.optim.Optimizer:
-    """Optimiser over the trainable parameters, in one group with the base rate `optim.lr`."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+def build_optimizer(
+    parameters: Sequence[ParameterGroup], optim: OptimSpec
+) -> torch.optim.Optimizer:
+    """Optimiser over groups of parameters; the base rate of each is `ratio` times `optim.lr`."""
+    groups = [{"params": group.parameters, "lr": group.ratio * optim.lr} for group in parameters]
+    decay = optim.weight_decay
     if optim.optimizer == "SGD":
-        return torch.optim.SGD(
-            parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
-        )
+        return torch.optim.SGD(groups, momentum=optim.momentum, weight_decay=decay)
     # fused: a quarter of the time on a CPU, 45 ms of a 1 s step of FastFoundationStereo
-    return torch.optim.AdamW(parameters, lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
+    return torch.optim.AdamW(groups, weight_decay=decay, fused=True)
 
 
 def warn_about_unused(optim: OptimSpec, total_steps: int) -> None:

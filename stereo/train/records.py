@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stereo.status import StatusLog, duration
 
@@ -47,7 +47,7 @@ class Records:
         self,
         directory: Path,
         status: StatusLog,
-        task: Task,
+        task: Task[Any],
         *,
         num_epochs: int,
         batches: int,
@@ -92,14 +92,10 @@ class Records:
         step = module.progress.step
         if step % self.log_every == 0:
             last = module.last
-            self._scalars(
-                {
-                    "train_loss_step": last.loss,
-                    "train/lr": module.last_lr,
-                    "train/grad_norm": last.grad_norm,
-                },
-                step,
-            )
+            names = ["train/lr", *(f"train/lr{n}" for n in range(1, len(module.last_rates)))]
+            rates = dict(zip(names, module.last_rates, strict=True))
+            scalars = {"train_loss_step": last.loss, "train/grad_norm": last.grad_norm}
+            self._scalars(scalars | rates, step)
 
     def epoch(self, row: Mapping[str, float], *, steps: int) -> None:
         """An epoch is done: `row` has the keys of `columns`, `steps` is the number taken in it."""
@@ -201,7 +197,7 @@ class Records:
             sys.stderr.flush()
 
 
-def _columns(task: Task) -> tuple[str, ...]:
+def _columns(task: Task[Any]) -> tuple[str, ...]:
     scores = [name for name in task.declared if name != "val/loss"]
     before = ("epoch", "step", "lr", "train_loss", "val/loss")
     return (*before, *scores, "seconds", "peak_memory_mb")

@@ -40,6 +40,11 @@ log = logging.getLogger(__name__)
 
 NOT_LOADED = "not_loaded.txt"  # tensors that a partial load left new, one per line
 Report = Callable[[int, Mapping[str, float], Path | None], bool]
+PRECISIONS: dict[str, Literal["32-true", "16-mixed", "bf16-mixed"]] = {
+    "fp32": "32-true",
+    "fp16": "16-mixed",
+    "bf16": "bf16-mixed",
+}
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def out_of_memory_detail(error: BaseException) -> str:
     """What a person should read when memory ran out."""
     reason = str(error) or type(error).__name__
-    return f"{reason}. Use a smaller batch, crop or model.volume_dim"
+    return f"{reason}. Use a smaller batch, crop or network"
 
 
 @dataclass(frozen=True)
@@ -269,7 +274,7 @@ def _trainer(spec: ExperimentSpec, directory: Path, callback: RunCallback) -> pl
     return pl.Trainer(
         accelerator="gpu" if on_gpu else "cpu",
         devices=train.gpu_ids if on_gpu else 1,
-        precision="16-mixed" if train.precision == "fp16" else "32-true",
+        precision=PRECISIONS[train.precision],
         max_epochs=1 if train.is_dry_run else train.num_epochs,
         limit_train_batches=1 if train.is_dry_run else None,
         limit_val_batches=1 if train.is_dry_run else None,

@@ -20,6 +20,7 @@ from stereo.spec.experiment import ExperimentSpec
 from stereo.tasks import STEREO
 
 H, W = 20, 30
+SPEC = ExperimentSpec()
 
 
 def _batch(names: list[str], *, has_gt: bool = True) -> dict[str, Any]:
@@ -53,7 +54,13 @@ def test_inference_writes_a_panel_and_raw_disparity_for_every_pair(
 ) -> None:
     batches = [_batch(["a/left.png", "b/left.png"]), _batch(["/far/away/left.png"], has_gt=False)]
     count = write_predictions(
-        predictor, batches, tmp_path, StereoAugmentSpec(), save_raw_pfm=True, save_raw_npy=True
+        predictor,
+        batches,
+        tmp_path,
+        StereoAugmentSpec(),
+        SPEC,
+        save_raw_pfm=True,
+        save_raw_npy=True,
     )
 
     assert count == 3
@@ -88,6 +95,7 @@ def test_depth_is_written_in_metres_and_16_bit_millimetres(
         [_batch(["a/left.png"])],
         tmp_path,
         StereoAugmentSpec(),
+        SPEC,
         save_raw_pfm=False,
         save_raw_npy=False,
         depth=to_depth,
@@ -104,12 +112,13 @@ def test_inference_scores_the_samples_with_ground_truth(
     predictor: Predictor, tmp_path: Path
 ) -> None:
     batches = [_batch(["a.png", "b.png"]), _batch(["c.png"], has_gt=False)]
-    scores = Scores(predictor, ExperimentSpec())
+    scores = Scores(predictor, SPEC)
     write_predictions(
         predictor,
         batches,
         tmp_path,
         StereoAugmentSpec(),
+        SPEC,
         save_raw_pfm=False,
         save_raw_npy=False,
         scores=scores,
@@ -126,7 +135,13 @@ def test_samples_that_share_a_name_do_not_overwrite_each_other(
 ) -> None:
     batches = [_batch(["left.png", "left.jpg"])]
     count = write_predictions(
-        predictor, batches, tmp_path, StereoAugmentSpec(), save_raw_pfm=False, save_raw_npy=False
+        predictor,
+        batches,
+        tmp_path,
+        StereoAugmentSpec(),
+        SPEC,
+        save_raw_pfm=False,
+        save_raw_npy=False,
     )
     names = sorted(path.name for path in (tmp_path / "inference_images").iterdir())
     assert count == len(names) == 2
@@ -137,9 +152,7 @@ def test_report_pictures_share_the_scale_of_the_ground_truth(
     predictor: Predictor, tmp_path: Path
 ) -> None:
     batches = [_batch(["a.png"]), _batch(["b.png"]), _batch(["c.png"])]
-    items = write_pictures(
-        predictor, batches, tmp_path, StereoAugmentSpec(), ExperimentSpec(), count=2
-    )
+    items = write_pictures(predictor, batches, tmp_path, StereoAugmentSpec(), SPEC, count=2)
 
     assert [item["name"] for item in items] == ["a.png", "b.png"]
     assert len(list(tmp_path.iterdir())) == 8
@@ -149,9 +162,9 @@ def test_report_pictures_share_the_scale_of_the_ground_truth(
         "low": 0,
         "high": viz.ERROR_FULL_SCALE,
         "unit": "px",
-        "colors": viz.turbo_colors(),
+        "colors": viz.legend(viz.TURBO),
     }
-    assert item["scale"]["colors"] == viz.turbo_colors()
+    assert item["scale"]["colors"] == viz.legend(viz.TURBO)
     assert item["quantity"] == "disparity"
     assert item["scale"]["high"] == pytest.approx(np.quantile(np.tile(known, H), 0.98))
     assert (item["scale"]["low"], item["scale"]["unit"]) == (0, "px")

@@ -11,7 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stereo.spec.experiment import ExperimentSpec
 from stereo.spec.train import OptimSpec
+from stereo.tasks import STEREO
 from stereo.train.optim import (
     SCHEDULES,
     build_optimizer,
@@ -78,8 +80,10 @@ def test_one_cycle_brings_its_own_warm_up() -> None:
 def test_optimisers_read_their_settings_and_leave_frozen_parameters_out(name: str) -> None:
     layer = torch.nn.Linear(2, 2)
     layer.bias.requires_grad_(False)
-    optimizer = build_optimizer(layer, OptimSpec(optimizer=name, lr=0.5, momentum=0.3))
-    (group,) = optimizer.param_groups
+    optim = OptimSpec(optimizer=name, lr=0.5, momentum=0.3)
+    groups = STEREO.parameter_groups(layer, ExperimentSpec())
+    (group,) = build_optimizer(groups, optim).param_groups
+    assert group["lr"] == 0.5
     assert len(group["params"]) == 1
     assert group["weight_decay"] == 1e-4
     if name == "SGD":
