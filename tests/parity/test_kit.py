@@ -15,8 +15,8 @@ from stereo.losses import sequence_loss
 from stereo.nets.fast_foundation_stereo import FastFoundationStereo
 from stereo.spec.networks import FastFoundationStereoSpec
 from tests.golden.fill import checksum, fill_state_dict
-from tests.parity.kit import main
-from tests.parity.stereo_kit import MEAN, STD, capture_stages
+from tests.parity.kit import main, open_kit
+from tests.parity.stereo_kit import MEAN, STD, StereoKit, capture_stages
 
 SPEC = FastFoundationStereoSpec(
     encoder="vits",
@@ -37,6 +37,7 @@ SPEC = FastFoundationStereoSpec(
     cam_mid_channels=None,
 )
 ITERS, MAX_DISPARITY, STRIDE = 2, 24, 2
+SCALE = 1.05
 
 
 def normalised(image: np.ndarray) -> torch.Tensor:
@@ -44,8 +45,8 @@ def normalised(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(scaled).permute(0, 3, 1, 2).float()
 
 
-def write_kit(folder: Path, *, batch: int = 2) -> Path:
-    """Write a kit whose reference is our own network."""
+def write_kit(folder: Path, *, batch: int = 2, scaled: str | None = None) -> Path:
+    """Write a kit whose reference is our own network, with one tensor 5 % larger if it is named."""
     network = FastFoundationStereo(SPEC).eval()
     tensors = [
         {"name": name, "shape": list(value.shape), "dtype": str(value.dtype).split(".")[1]}
@@ -53,6 +54,8 @@ def write_kit(folder: Path, *, batch: int = 2) -> Path:
     ]
     filled = fill_state_dict(tensors)
     network.load_state_dict({k: torch.from_numpy(v) for k, v in filled.items()}, strict=False)
+    if scaled is not None:
+        network.get_parameter(scaled).detach().mul_(SCALE)
     header = {"model": asdict(SPEC), "fill_checksum": checksum(filled)}
     prefix = folder / "small"
     manifest = json.dumps({"header": header, "tensors": tensors})
@@ -162,6 +165,15 @@ def test_a_number_beyond_its_tolerance_fails(
     assert "FAIL" in capsys.readouterr().out
 
 
+EXTRA = {"name": "more.weight", "shape": [2, 2], "dtype": "float32"}
+
+
+def signed(kit: dict[str, Any], tensors: list[dict[str, Any]]) -> None:
+    """Give a kit other tensors and the checksum that belongs to them."""
+    kit["tensors"] = tensors
+    kit["header"]["fill_checksum"] = checksum(fill_state_dict(tensors))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -169,6 +181,8 @@ def test_a_number_beyond_its_tolerance_fails(
         (lambda kit: kit["tensors"].pop(), "checksum"),
         (lambda kit: kit["header"]["model"].update(volume_dim=20), "names and shapes differ"),
         (lambda kit: kit["header"]["model"].update(width=3), r"header.model.width is no field"),
+        (lambda kit: signed(kit, kit["tensors"][:-3]), "unexpected spx_gru.0.bias"),
+        (lambda kit: signed(kit, [*kit["tensors"], EXTRA]), "missing more.weight"),
     ],
 )
 def test_a_kit_that_describes_another_network_fails(
@@ -186,3 +200,66 @@ def test_a_kit_that_describes_another_network_fails(
     assert main([str(tmp_path / "bad"), "--golden", golden]) == 1
 
     assert message in capsys.readouterr().out
+
+
+def test_a_reference_with_one_tensor_scaled_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scaled = write_kit(tmp_path, scaled="update_block.gru04.small_gru.convz.weight")
+    assert main([str(scaled)]) == 1
+    assert "first failure: " in capsys.readouterr().out
+
+
+ONE_OF_EACH = {
+    "feature.stages.1.0.pwconv1.weight",
+    "feature.conv4.bias",
+    "cost_agg.post8_to_4.upsample.1.sa.0.linear1.weight",
+    "update_block.encoder.convc1.weight",
+    "spx_gru.0.weight",
+}
+
+
+@pytest.fixture(scope="module")
+def kit(prefix: Path) -> StereoKit:
+    found = open_kit(prefix)
+    assert isinstance(found, StereoKit)
+    return found
+
+
+def scaled_tensor_fails(kit: StereoKit, name: str) -> bool:
+    tensor = kit.network.get_parameter(name).detach()
+    before = tensor.clone()
+    tensor.mul_(SCALE)
+    kit.__dict__.pop("_captured_stages", None)
+    try:
+        return not all(check.ok for check in kit.inference_checks())
+    finally:
+        tensor.copy_(before)
+
+
+@pytest.mark.parametrize("name", sorted(ONE_OF_EACH))
+def test_a_scaled_tensor_of_every_kind_is_seen(kit: StereoKit, name: str) -> None:
+    assert scaled_tensor_fails(kit, name)
+
+
+@pytest.mark.slow
+def test_every_tensor_that_the_network_reads_is_seen(kit: StereoKit) -> None:
+    network = kit.network.eval()
+    network.zero_grad(set_to_none=True)
+    output = network(kit.left, kit.right, iters=2)
+    (output.initial.sum() + output.refined[-1].sum()).backward()
+    live = [name for name, parameter in network.named_parameters() if parameter.grad is not None]
+    assert len(live) > 300
+    unseen = [name for name in live if not scaled_tensor_fails(kit, name)]
+    # A bias before a softmax cancels, and 5 % of some others is less than rounding may do.
+    assert all(name.endswith(".bias") for name in unseen), unseen
+    assert len(unseen) <= 5, unseen
+
+
+def test_no_kit_is_named_where_kits_are_compared() -> None:
+    golden = Path(__file__).parents[1] / "golden"
+    kits = {path.name.partition(".")[0] for path in golden.glob("*.manifest.json")}
+    assert len(kits) > 5
+    for source in ("kit.py", "stereo_kit.py", "mono_kit.py", "networks.py", "checks.py"):
+        text = Path(__file__).with_name(source).read_text("utf-8")
+        assert [name for name in kits if name in text] == []
