@@ -492,7 +492,8 @@ class _Loader:
 
     def _refuse(self, node: Node, place: str, value: Any) -> None:
         hint = rules.VALUE_HINTS.get((node.path, value)) if isinstance(value, str) else None
-        near = get_close_matches(str(value), [str(c) for c in node.choices], 1)
+        options = [str(choice) for choice in node.choices]
+        near = get_close_matches(value, options, 1) if isinstance(value, str) else []
         if hint is None and near:
             hint = f"Did you mean {near[0]}"
         if hint is None and (nearest := _nearest_valid(node, value)) is not None:
@@ -589,9 +590,12 @@ def _nearest_valid(node: Node, value: Any) -> Any:
 
 
 def _nearest_items(node: Node, items: list[Any]) -> list[Any] | None:
-    least = node.facts.item_low
-    fits = all(map(_is_number, items)) and node.facts.length in (None, len(items))
-    return [max(least, item) for item in items] if fits and least is not None else None
+    """The list in its right length, the default's items in place of missing ones, none too low."""
+    facts, default = node.facts, cast("list[Any]", node.default or [])
+    least, length = facts.item_low, facts.length or len(items)
+    whole = [*items[:length], *default[len(items) : length]]
+    fits = len(whole) == length and all(map(_is_number, whole))
+    return [max(least, item) for item in whole] if fits and least is not None else None
 
 
 def _is_number(value: Any) -> bool:

@@ -275,6 +275,8 @@ def _widths_are_positive(path: str, least: int = 1) -> Rule:
 
 
 def _state_width(spec: ExperimentSpec) -> str | None:
+    if not spec.model.hidden_dims:
+        return None  # said by another rule
     hidden = spec.model.hidden_dims[0]
     gru = spec.model.gru_hidden or hidden
     context = (spec.model.cnet_conv04_widths or [hidden])[0]
@@ -284,14 +286,42 @@ def _state_width(spec: ExperimentSpec) -> str | None:
     )
 
 
+def _enters_upsampling(path: str, index: int, which: str) -> Rule:
+    """The second width of a pair is one of the widths that the final upsampling takes in."""
+
+    def broken(spec: ExperimentSpec) -> str | None:
+        given: list[int] = value_at(spec, path)
+        needed: list[int] = [given[0], value_at(spec, "model.spx_2_gru_widths")[index]]
+        return _said_if(
+            given != needed,
+            f"got {given}, the second must equal the {which} of model.spx_2_gru_widths;"
+            f" the nearest is {needed}",
+        )
+
+    return _same_as(path, "model.spx_2_gru_widths", broken)
+
+
+def _stands_for_nothing(path: str, other: str, words: str, width: Callable[[Any], int]) -> Rule:
+    """A width of null follows from another one, which may be too small for it."""
+
+    def broken(spec: ExperimentSpec) -> str | None:
+        if value_at(spec, path) is not None or not spec.model.hidden_dims:
+            return None
+        wrong = width(spec.model) < 1
+        return _said_if(wrong, f"got null, which is {words}, here 0; the nearest is 1")
+
+    return Rule((path, other), broken, f"Give a number, or change {other}")
+
+
 def _level_widths(widths: list[int]) -> Rule:
     """`model.hidden_dims` is the one value for which the network is defined."""
 
     def broken(spec: ExperimentSpec) -> str | None:
         given = spec.model.hidden_dims
-        return _said_if(given != widths, f"got {given}, each of the three levels has 128 channels")
+        rule = "each of the three levels has 128 channels"
+        return _said_if(given != widths, f"got {given}, {rule}; the nearest is {widths}")
 
-    remedy = f"Use {widths}; model.n_gru_layers says how many levels refine"
+    remedy = "model.n_gru_layers says how many levels refine"
     return Rule(("model.hidden_dims",), broken, remedy)
 
 
@@ -554,23 +584,19 @@ NETWORK_RULES: Mapping[str, tuple[Rule, ...]] = {
             "FastFoundationStereo has one GRU level",
         ),
         _same_as("model.gru_hidden", "model.cnet_conv04_widths", _state_width),
-        _same_as(
-            "model.mask_widths",
-            "model.spx_2_gru_widths",
-            lambda spec: _said_if(
-                spec.model.mask_widths[1] != spec.model.spx_2_gru_widths[0],
-                f"the second width {spec.model.mask_widths[1]} must equal the first of"
-                f" model.spx_2_gru_widths, {spec.model.spx_2_gru_widths[0]}",
-            ),
+        _enters_upsampling("model.mask_widths", 0, "first"),
+        _enters_upsampling("model.stem_2_widths", 2, "third"),
+        _stands_for_nothing(
+            "model.cam_mid_channels",
+            "model.cnet_conv04_widths",
+            "a sixteenth of the context width",
+            lambda model: (model.cnet_conv04_widths or [0, model.hidden_dims[0]])[1] // 16,
         ),
-        _same_as(
-            "model.stem_2_widths",
-            "model.spx_2_gru_widths",
-            lambda spec: _said_if(
-                spec.model.stem_2_widths[1] != spec.model.spx_2_gru_widths[2],
-                f"the second width {spec.model.stem_2_widths[1]} must equal the third of"
-                f" model.spx_2_gru_widths, {spec.model.spx_2_gru_widths[2]}",
-            ),
+        _stands_for_nothing(
+            "model.motion_encoder_final",
+            "model.hidden_dims",
+            "one less than the hidden width",
+            lambda model: model.hidden_dims[0] - 1,
         ),
         _inert("disp_head_input_dim"),
         _inert("classifier_mid"),

@@ -467,6 +467,9 @@ def test_a_wrong_value_is_refused(override: str, said: str) -> None:
         ("model.spx_gru_out=8", "9"),
         ("model.train_iters=0", "1"),
         ("model.mask_widths=[0, 16]", "[1, 16]"),
+        ("model.cv_group=6", "4"),
+        ("model.mask_widths=[20]", "[20, 16]"),
+        ("model.mask_widths=[20, 16, 8]", "[20, 16]"),
         ("train.optim.lr=0", "1e-09"),
     ],
 )

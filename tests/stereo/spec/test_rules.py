@@ -209,8 +209,29 @@ BROKEN_OF: dict[str, list[Case]] = {
             ("model.gru_hidden=null",),
             "got 128, but the first context head has 60",
         ),
-        ("model.mask_widths", ("model.mask_widths=[32, 24]",), "the second width 24"),
-        ("model.stem_2_widths", ("model.stem_2_widths=[12, 24]",), "the second width 24"),
+        (
+            "model.mask_widths",
+            ("model.mask_widths=[32, 24]",),
+            "got [32, 24], the second must equal the first of model.spx_2_gru_widths;"
+            " the nearest is [32, 16]",
+        ),
+        (
+            "model.stem_2_widths",
+            ("model.stem_2_widths=[12, 24]", "model.spx_2_gru_widths=[16, 12, 20, 24]"),
+            "got [12, 24], the second must equal the third of model.spx_2_gru_widths;"
+            " the nearest is [12, 20]",
+        ),
+        (
+            "model.cam_mid_channels",
+            ("model.cam_mid_channels=null", "model.cnet_conv04_widths=[60, 15]"),
+            "got null, which is a sixteenth of the context width, here 0; the nearest is 1",
+        ),
+        (
+            "model.motion_encoder_final",
+            ("model.motion_encoder_final=null", "model.hidden_dims=[1]"),
+            "got null, which is one less than the hidden width, here 0; the nearest is 1",
+        ),
+        ("model.hidden_dims", ("model.hidden_dims=[]",), "got 0 widths, needs 1"),
         ("model.model_type", ("model.model_type=FoundationStereo",), "but the model key is ffs"),
     ],
     "fs": [
@@ -218,7 +239,8 @@ BROKEN_OF: dict[str, list[Case]] = {
         (
             "model.hidden_dims",
             ("model.hidden_dims=[128, 128]",),
-            "got [128, 128], each of the three levels has 128 channels. Use [128, 128, 128]",
+            "got [128, 128], each of the three levels has 128 channels;"
+            " the nearest is [128, 128, 128]",
         ),
         ("model.hidden_dims", ("model.hidden_dims=[64, 64, 64]",), "got [64, 64, 64]"),
         (
