@@ -1,7 +1,11 @@
 """The checks every trainer must pass before it is studied; third parties run them on their own.
 
+    python -m automl.contract_suite my_package:MyTrainer --model my_model train.batch_size=1
+
+runs them on the trainer's own data and template, three epochs long. In a test:
+
     from automl.contract_suite import check_trainable
-    check_trainable(MyTrainer(), "my_model", spec, Path("scratch"))
+    check_trainable(MyTrainer(), "my_model", spec, tmp_path)
 
 `spec` is a complete, quick training spec of at least three epochs. Nothing here needs a test
 framework: a broken rule raises `ContractError`, whose message says which rule and what was seen.
@@ -9,17 +13,29 @@ framework: a broken rule raises `ContractError`, whose message says which rule a
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
-from collections.abc import Mapping
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from automl.contract import RESUME_KEY, ActionResult, Status, Trainable
-from automl.errors import TrainableError
+from automl.contract import (
+    RESUME_KEY,
+    SEED_KEY,
+    ActionResult,
+    Status,
+    Trainable,
+    find_trainable,
+)
+from automl.errors import AutoMLError, TrainableError
 from automl.space import read_fields
-from automl.study_spec import get_path, merge, set_path
+from automl.study_spec import base_spec, get_path, merge, parse_yaml, set_path, study_from_dict
+
+EPOCHS = 3
 
 
 class ContractError(TrainableError):
@@ -46,7 +62,11 @@ class Recorder:
 
 
 def check_trainable(
-    trainable: Trainable, model: str, spec: Mapping[str, Any], directory: Path
+    trainable: Trainable,
+    model: str,
+    spec: Mapping[str, Any],
+    directory: Path,
+    say: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Run every check.
 
@@ -55,15 +75,22 @@ def check_trainable(
         model: one of its model keys.
         spec: a complete training spec of at least three epochs that takes seconds.
         directory: scratch space.
+        say: told the rule that is checked next.
 
     Raises:
         ContractError: the first broken rule.
     """
-    check_declarations(trainable, model)
-    check_reports(trainable, model, spec, directory / "reports")
-    check_stop_and_resume(trainable, model, spec, directory / "resume")
-    check_invalid_spec(trainable, spec, directory / "invalid")
-    check_data(trainable, spec, directory / "data")
+    checks: dict[Callable[..., None], tuple[Any, ...]] = {
+        check_declarations: (trainable, model),
+        check_data: (trainable, spec, directory / "data"),
+        check_reports: (trainable, model, spec, directory / "reports"),
+        check_stop_and_resume: (trainable, model, spec, directory / "resume"),
+        check_seed: (trainable, model, spec, directory / "seed"),
+        check_invalid_spec: (trainable, spec, directory / "invalid"),
+    }
+    for check, arguments in checks.items():
+        say((check.__doc__ or "").partition("\n")[0])
+        check(*arguments)
 
 
 def check_declarations(trainable: Trainable, model: str) -> None:
@@ -131,6 +158,20 @@ def check_stop_and_resume(
     _require(second.epochs == expected, f"resumed after 1, reported {second.epochs}")
 
 
+def check_seed(trainable: Trainable, model: str, spec: Mapping[str, Any], directory: Path) -> None:
+    """Where the spec has a seed, training on another one works (a study repeats runs so)."""
+    used = get_path(spec, SEED_KEY)
+    if used is None:
+        return
+    other = merge(spec, {})
+    set_path(other, SEED_KEY, used + 1)
+    recorder = Recorder(stop_after=1)
+    result = _train(trainable, other, directory, recorder)
+    _require(result.status == Status.OK, f"with {SEED_KEY} {used + 1} training ended"
+             f" {result.status}: {result.detail}")  # fmt: skip
+    _require(recorder.epochs == [1], f"with {SEED_KEY} {used + 1}: reported {recorder.epochs}")
+
+
 def check_invalid_spec(trainable: Trainable, spec: Mapping[str, Any], directory: Path) -> None:
     """An unknown key is an outcome named invalid_spec that says the key; nothing is raised."""
     wrong = merge(spec, {"no_such_section": {"key": 1}})
@@ -157,10 +198,77 @@ def _train(
 
 
 def _fidelity(trainable: Trainable, model: str) -> str:
-    model_file = trainable.schema_dir / model / "model.json"
-    return json.loads(model_file.read_text(encoding="utf-8"))["fidelity"]
+    return _model_file(trainable, model)["fidelity"]
 
 
 def _require(holds: bool, problem: str) -> None:
     if not holds:
         raise ContractError(problem)
+
+
+# --- on the command line ------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check a trainer by name; returns 0 when it passes, 1 with the first broken rule."""
+    parser = argparse.ArgumentParser(
+        prog="python -m automl.contract_suite",
+        description="Check that a trainer can be studied. It trains a few times, three epochs each",
+    )
+    parser.add_argument("trainable", metavar="NAME", help="module:Class, or an entry point")
+    parser.add_argument("--model", help="one of its model keys (default: the only one)")
+    parser.add_argument("override", nargs="*", metavar="key.path=value", help="change of the spec")
+    arguments = parser.parse_intermixed_args(argv)
+    try:
+        trainable = find_trainable(arguments.trainable)
+        model = arguments.model or _only_model(trainable)
+        with tempfile.TemporaryDirectory() as scratch:
+            spec = quick_spec(trainable, model, Path(scratch), arguments.override)
+            check_trainable(trainable, model, spec, Path(scratch), _say)
+    except AutoMLError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    _say(f"{arguments.trainable} fulfils the contract with model {model}.")
+    return 0
+
+
+def quick_spec(
+    trainable: Trainable, model: str, directory: Path, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the spec that a study of the trainer's own data starts from, three epochs long.
+
+    Raises:
+        ContractError: an override is not `key.path=value`.
+    """
+    declared = _model_file(trainable, model)
+    plain = {"name": model, "model": model, "profile": "cpu", "budget": {"trials": 1}}
+    data = trainable.embedded_data(directory / "embedded")
+    template = trainable.template(model, "train")
+    spec = base_spec(study_from_dict(plain, "contract suite"), template, declared, data)
+    set_path(spec, declared["fidelity"], EPOCHS)
+    for override in overrides:
+        path, equals, value = override.partition("=")
+        _require(bool(path and equals), f"{override}: write key.path=value")
+        set_path(spec, path, parse_yaml(value))
+    return spec
+
+
+def _only_model(trainable: Trainable) -> str:
+    models = sorted(file.parent.name for file in trainable.schema_dir.glob("*/model.json"))
+    _require(len(models) == 1, f"{trainable.schema_dir} has the models {models}: choose by --model")
+    return models[0]
+
+
+def _model_file(trainable: Trainable, model: str) -> dict[str, Any]:
+    path = trainable.schema_dir / model / "model.json"
+    _require(path.is_file(), f"{path} is missing")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -120,7 +120,7 @@ def _at(event: dict[str, str]) -> float:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, record."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--record", action="store_true", help="write docs/performance.md")
     parser.add_argument("--trials", type=int, nargs="+", default=[10, 200, 1000])
     parser.add_argument("--runner", nargs="+", default=["local", "ray"])
