@@ -122,8 +122,8 @@ class Trainable(Protocol):
         """Return the packaged spec of an action: what a study's base spec starts from."""
         ...
 
-    def embedded_data(self, directory: Path, profile: str = "cpu") -> dict[str, str]:
-        """Write the trainer's own small data set when missing; `gpu` may be larger than `cpu`.
+    def embedded_data(self, model: str, directory: Path, profile: str = "cpu") -> dict[str, str]:
+        """Write the trainer's own small data for a model when missing; `gpu` may be larger.
 
         Returns:
             `{"train": "CLASS:FILE", "val": "CLASS:FILE"}`.

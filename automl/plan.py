@@ -108,7 +108,7 @@ def prepare(
     val: DataOption = None,
     spec_file: Path | None = None,
     trainable: str = "depth_net",
-    embedded: Callable[[Trainable, str], Mapping[str, str]] | None = None,
+    embedded: Callable[[Trainable, str, str], Mapping[str, str]] | None = None,
 ) -> Prepared:
     """Resolve a study: study file, profile, options, base spec, search space, objective.
 
@@ -162,7 +162,7 @@ def complete_spec(
     study: StudySpec,
     trainer: Trainable,
     metadata: Mapping[str, Any],
-    embedded: Callable[[Trainable, str], Mapping[str, str]] | None,
+    embedded: Callable[[Trainable, str, str], Mapping[str, str]] | None,
 ) -> dict[str, Any]:
     """Return the base spec; data sources written in the study's spec stay as they are."""
     keys: Mapping[str, str] = metadata["data_keys"]
@@ -177,7 +177,7 @@ def complete_spec(
     )
     files: Mapping[str, str] = dict.fromkeys(SPLITS, EMBEDDED)
     if uses_embedded and embedded is not None:
-        files = embedded(trainer, study.profile)
+        files = embedded(trainer, study.model, study.profile)
     spec = base_spec(study, trainer.template(study.model, "train"), metadata, files)
     for split, sources in written.items():
         set_path(spec, keys[split], sources)
@@ -194,7 +194,7 @@ def plain_spec(
     val: DataOption,
     spec_file: Path | None,
     trainer: Trainable,
-    embedded: Callable[[Trainable, str], Mapping[str, str]],
+    embedded: Callable[[Trainable, str, str], Mapping[str, str]],
 ) -> dict[str, Any]:
     """Return the spec of a run outside a study: the given file, else trial 0, else the template.
 

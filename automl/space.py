@@ -237,7 +237,8 @@ def build_space(
         loaded = []
     dropped = {path: "dropped by the study" for path in study.search.drop if path in by_path}
     for path in list(candidates):
-        reason = _fixed_reason(by_path[path], loaded) or parts.get(path, "")
+        base = _base_value(by_path, base_spec, path)
+        reason = _fixed_reason(by_path[path], loaded, base) or parts.get(path, "")
         if path in dropped or reason:
             dropped.setdefault(path, reason)
             candidates.remove(path)
@@ -370,9 +371,11 @@ def _candidates(
     return [path for path in by_path if path in chosen]
 
 
-def _fixed_reason(item: SearchField, loaded: Sequence[str]) -> str:
+def _fixed_reason(item: SearchField, loaded: Sequence[str], base: Any) -> str:
     if item.enabled is False:
         return "automl_enabled is false in the schema"
+    if item.kind != "choice" and base is None:
+        return "null in trial 0, the spec; give it a number there to search it"
     if item.shapes_weights and loaded:
         return f"changes the shape of weights, and weights are loaded ({', '.join(loaded)})"
     return ""

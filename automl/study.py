@@ -242,9 +242,9 @@ def _explicit_wish(target: str | Path, trainable: str) -> Decision:
     return decide(read_model_facts(schema_dir, load_study(target).model), explicit="on")
 
 
-def write_embedded_data(trainer: Trainable, profile: str) -> Mapping[str, str]:
+def write_embedded_data(trainer: Trainable, model: str, profile: str) -> Mapping[str, str]:
     """Write the trainer's own data set where all studies share it; for `embedded`."""
-    return trainer.embedded_data((RESULTS / "data").resolve(), profile)
+    return trainer.embedded_data(model, (RESULTS / "data").resolve(), profile)
 
 
 def _check(prepared: Prepared, say: Say) -> Outcome:

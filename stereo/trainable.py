@@ -63,21 +63,13 @@ class DepthNet:
 
         return template(model, action)
 
-    def embedded_data(self, directory: Path, profile: str = "cpu") -> dict[str, str]:
-        """Write the embedded pairs below `directory` unless they are there.
-
-        They are read as Middlebury: training and scores use the pixels that both cameras see.
+    def embedded_data(self, model: str, directory: Path, profile: str = "cpu") -> dict[str, str]:
+        """Write the embedded samples of a model below `directory` unless they are there.
 
         Returns:
             `CLASS:FILE` of the annotation files for `train` and `val`.
         """
-        from stereo.data.generator import EMBEDDED, EMBEDDED_LARGE, write_embedded
+        from stereo.data.generator import embedded_sources
+        from stereo.spec.models import MODELS
 
-        if profile == "gpu":
-            written = write_embedded(directory / "large", EMBEDDED_LARGE)
-        else:
-            written = write_embedded(directory, EMBEDDED)
-        return {
-            "train": f"Middlebury:{written.train_middlebury}",
-            "val": f"Middlebury:{written.val_middlebury}",
-        }
+        return embedded_sources(MODELS[model].default_dataset, directory, large=profile == "gpu")

@@ -16,7 +16,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,7 +26,7 @@ import numpy as np
 
 from stereo.data.appearance import Painter, expose, to_uint8
 from stereo.data.encodings import BoolMap, FloatMap, Image
-from stereo.data.layouts import LAYOUTS, Files, LayoutFolder, write_annotations, write_middlebury
+from stereo.data.layouts import LAYOUTS, LayoutFolder, write_annotations, write_middlebury
 from stereo.data.scenes import draw_scene
 from stereo.data.surfaces import BASELINE, Camera, Ids
 from stereo.errors import OutputExistsError
@@ -96,6 +96,14 @@ EMBEDDED = EmbeddedLayout()
 EMBEDDED_LARGE = EmbeddedLayout(
     train_pairs=120, train_size=(384, 768), val_size=(320, 736), max_disparity=184.0
 )  # for crops of 320x736 on a GPU
+# Images of one size: depth of a single image follows its field of view. Disparity up to a quarter
+# of the width gives depth of 0.4 to 9 m.
+EMBEDDED_IMAGES = EmbeddedLayout(
+    train_pairs=48, train_size=(126, 168), val_size=(126, 168), max_disparity=42.0
+)
+EMBEDDED_IMAGES_LARGE = EmbeddedLayout(
+    train_pairs=240, train_size=(336, 448), val_size=(336, 448), val_pairs=32, max_disparity=112.0
+)
 
 
 @dataclass(frozen=True)
@@ -155,30 +163,87 @@ def write_embedded(directory: Path, layout: EmbeddedLayout = EMBEDDED) -> Embedd
     Every file is written under a temporary name and has the same bytes whoever writes it, so
     several processes may call this at the same time; a killed call is finished by the next one.
     """
-    marker = directory / "embedded.json"
-    identity = json.dumps({"generator": GENERATOR_VERSION, **asdict(layout)}, sort_keys=True)
-    embedded = EmbeddedSet(
+
+    def write(split: str, pairs: Iterator[GeneratedPair]) -> None:
+        folder = directory / split
+        written = [write_middlebury(folder / f"{i:04d}", pair) for i, pair in enumerate(pairs)]
+        write_annotations(directory / f"{split}.txt", [files[:3] for files in written])
+        write_annotations(directory / f"{split}_middlebury.txt", written)
+
+    _write_once(directory, layout, write)
+    return EmbeddedSet(
         train=directory / "train.txt",
         val=directory / "val.txt",
         train_middlebury=directory / "train_middlebury.txt",
         val_middlebury=directory / "val_middlebury.txt",
     )
+
+
+def write_embedded_images(
+    directory: Path, dataset: str, layout: EmbeddedLayout = EMBEDDED_IMAGES
+) -> tuple[Path, Path]:
+    """Write embedded images with the truth of a mono class below `directory`, once.
+
+    Args:
+        directory: may be that of `write_embedded`, which says what holds for this one too.
+        dataset: mono class.
+        layout: how many, how large.
+
+    Returns:
+        The annotation files of training and validation.
+    """
+    folder = directory / f"embedded_{dataset}"
+    store = next(kind.write for kind in LAYOUTS.values() if dataset in kind.mono)
+
+    def write(split: str, pairs: Iterator[GeneratedPair]) -> None:
+        files = [store(folder / split, index, pair) for index, pair in enumerate(pairs)]
+        write_annotations(folder / f"{split}.txt", files)
+
+    _write_once(folder, layout, write)
+    return folder / "train.txt", folder / "val.txt"
+
+
+def embedded_sources(dataset: str, directory: Path, *, large: bool) -> dict[str, str]:
+    """Write the embedded samples that suit a dataset class and name them as `CLASS:FILE`.
+
+    Pairs are read as Middlebury: training and scores use the pixels that both cameras see.
+
+    Args:
+        dataset: GenericDataset for pairs, else a mono class.
+        directory: the same for every class.
+        large: those for a GPU.
+
+    Returns:
+        The sources of `train` and `val`.
+    """
+    folder = directory / "large" if large else directory
+    if dataset == "GenericDataset":
+        pairs = write_embedded(folder, EMBEDDED_LARGE if large else EMBEDDED)
+        files = pairs.train_middlebury, pairs.val_middlebury
+        dataset = "Middlebury"
+    else:
+        layout = EMBEDDED_IMAGES_LARGE if large else EMBEDDED_IMAGES
+        files = write_embedded_images(folder, dataset, layout)
+    return {name: f"{dataset}:{file}" for name, file in zip(("train", "val"), files, strict=True)}
+
+
+def _write_once(
+    directory: Path,
+    layout: EmbeddedLayout,
+    write: Callable[[str, Iterator[GeneratedPair]], None],
+) -> None:
+    """Call `write(split, pairs)` for both splits unless the directory is complete."""
+    marker = directory / "embedded.json"
+    identity = json.dumps({"generator": GENERATOR_VERSION, **asdict(layout)}, sort_keys=True)
     if marker.is_file() and marker.read_text() == identity:
-        return embedded
-    for split, seed, pairs, (height, width) in (
+        return
+    for split, seed, count, (height, width) in (
         ("train", layout.train_seed, layout.train_pairs, layout.train_size),
         ("val", layout.val_seed, layout.val_pairs, layout.val_size),
     ):
-        written: list[Files] = []
-        for index in range(pairs):
-            pair = generate(
-                seed, index, height=height, width=width, max_disparity=layout.max_disparity
-            )
-            written.append(write_middlebury(directory / split / f"{index:04d}", pair))
-        write_annotations(directory / f"{split}.txt", [files[:3] for files in written])
-        write_annotations(directory / f"{split}_middlebury.txt", written)
+        draw = partial(generate, seed, height=height, width=width)
+        write(split, (draw(index, max_disparity=layout.max_disparity) for index in range(count)))
     write_text(marker, identity)
-    return embedded
 
 
 def write_layouts(

@@ -50,7 +50,7 @@ class Quadratic:
         schema = json.loads((SCHEMAS / model / "train.schema.json").read_text())
         return _defaults(schema)
 
-    def embedded_data(self, directory: Path, profile: str = "cpu") -> dict[str, str]:
+    def embedded_data(self, model: str, directory: Path, profile: str = "cpu") -> dict[str, str]:
         directory.mkdir(parents=True, exist_ok=True)
         for split in ("train", "val"):
             (directory / f"{split}.txt").write_text("1\n2\n3\n4\n")

@@ -27,7 +27,7 @@ def study_spec(**keys: Any) -> StudySpec:
 def resolved(directory: Path, **keys: Any) -> ResolvedStudy:
     trainer, study = Quadratic(), study_spec(**keys)
     model = json.loads((MODEL_DIR / "model.json").read_text())
-    data = trainer.embedded_data(directory / "data")
+    data = trainer.embedded_data("quadratic", directory / "data")
     base = base_spec(study, trainer.template("quadratic", "train"), model, data)
     schema = json.loads((MODEL_DIR / "train.schema.json").read_text())
     space = build_space(read_fields(schema), study, base, model["weight_keys"])

@@ -28,7 +28,7 @@ def make_study(
 ) -> Study:
     """A study whose trials really trained, one after another."""
     trainer = Quadratic()
-    files = trainer.embedded_data(root / "data")
+    files = trainer.embedded_data("quadratic", root / "data")
     base = trainer.template("quadratic", "train")
     base = merge(base, {"train": {"num_epochs": EPOCHS}, "behaviour": behaviour or {}})
     for split, file in files.items():

@@ -54,6 +54,12 @@ def test_the_schema_gives_ranges_scales_steps_and_defaults():
     assert space["train.flip"].domain() == "0..1"
 
 
+def test_a_number_that_trial_0_leaves_open_is_not_searched():
+    space = build(changed("train.optim.lr", None))
+    assert "train.optim.lr" not in names(space)
+    assert reasons(space)["train.optim.lr"].startswith("null in trial 0, the spec; give it")
+
+
 def test_a_range_or_flag_changed_in_the_schema_changes_the_space():
     schema = copy.deepcopy(SCHEMA)
     optim = schema["properties"]["train"]["properties"]["optim"]["properties"]

@@ -74,7 +74,7 @@ def test_a_quick_spec_is_three_epochs_of_the_trainers_own_data(tmp_path):
 
 def quadratic_spec(directory: Path) -> dict:
     spec = Quadratic().template("quadratic", "train")
-    files = Quadratic().embedded_data(directory)
+    files = Quadratic().embedded_data("quadratic", directory)
     for split in ("train", "val"):
         file = files[split].removeprefix("Numbers:")
         spec["dataset"][f"{split}_files"] = [{"dataset_name": "Numbers", "data_file": file}]
@@ -91,7 +91,9 @@ def test_the_depth_trainer_fulfils_the_contract(tmp_path):
     model = parse_yaml((trainer.schema_dir / "ffs" / MODEL_FILE).read_text())
     study = load_study("ffs")
     template = trainer.template("ffs", "train")
-    spec = base_spec(study, template, model, trainer.embedded_data(tmp_path / "embedded"))
+    spec = base_spec(
+        study, template, model, trainer.embedded_data(study.model, tmp_path / "embedded")
+    )
     check_trainable(trainer, "ffs", merge(spec, {"train": {"num_epochs": 3}}), tmp_path / "runs")
 
 

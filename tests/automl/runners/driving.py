@@ -48,7 +48,7 @@ def open_quadratic(
     model = json.loads((SCHEMAS / MODEL / "model.json").read_text())
     schema = json.loads((SCHEMAS / MODEL / "train.schema.json").read_text())
     template = merge(trainer.template(MODEL, "train"), spec or {})
-    base = base_spec(study, template, model, trainer.embedded_data(root / "data"))
+    base = base_spec(study, template, model, trainer.embedded_data("quadratic", root / "data"))
     set_path(base, "train.num_epochs", epochs)
     base = merge(base, {"behaviour": behaviour or {}})
     space = build_space(read_fields(schema), study, base, model["weight_keys"])

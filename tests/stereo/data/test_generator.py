@@ -18,11 +18,14 @@ from stereo.data.datasets import find_format
 from stereo.data.encodings import read_image
 from stereo.data.generator import (
     EMBEDDED,
+    EMBEDDED_IMAGES,
     EmbeddedLayout,
     GeneratedPair,
+    embedded_sources,
     generate,
     main,
     write_embedded,
+    write_embedded_images,
 )
 from stereo.data.layouts import LAYOUTS
 from stereo.data.scenes import draw_scene
@@ -225,6 +228,51 @@ def test_the_embedded_pairs_are_those_of_every_measured_study(tmp_path: Path) ->
         f"val/{scene}/im0.png val/{scene}/im1.png val/{scene}/disp0GT.pfm"
         for scene in ("0000", "0001")
     ]
+
+
+@pytest.mark.parametrize("dataset", ["MetricMonoDataset", "RelativeMonoDataset"])
+def test_embedded_images_hold_the_depth_or_the_disparity_of_the_scenes(
+    tmp_path: Path, dataset: str
+) -> None:
+    layout = replace(EMBEDDED_IMAGES, train_pairs=1, val_pairs=2)
+    train, val = write_embedded_images(tmp_path, dataset, layout)
+    rows = read_rows(val, dataset=dataset, family="mono")
+    sample = find_format(dataset, "mono").read(rows[1])
+    pair = generate(layout.val_seed, 1, height=126, width=168, max_disparity=42.0)
+
+    assert (len(read_rows(train, dataset=dataset, family="mono")), len(rows)) == (1, 2)
+    np.testing.assert_array_equal(sample.image, pair.left)
+    truth = pair.depth if dataset == "MetricMonoDataset" else pair.disparity
+    np.testing.assert_array_equal(sample.target, truth)
+    if dataset == "MetricMonoDataset":
+        assert 0.3 < sample.target.min() < sample.target.max() < 10
+
+
+def test_both_kinds_of_embedded_images_and_the_pairs_share_a_folder(tmp_path: Path) -> None:
+    layout = replace(EMBEDDED_IMAGES, train_pairs=1, val_pairs=1)
+    classes = ("MetricMonoDataset", "RelativeMonoDataset")
+    written = {file for name in classes for file in write_embedded_images(tmp_path, name, layout)}
+    before = snapshot(tmp_path)
+    write_embedded(tmp_path, SMALL)
+    for name in classes:
+        write_embedded_images(tmp_path, name, layout)
+    assert len(written) == 4
+    assert before.items() <= snapshot(tmp_path).items()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "read_as"),
+    [("GenericDataset", "Middlebury"), ("MetricMonoDataset", "MetricMonoDataset")],
+)
+def test_embedded_sources_are_of_the_class_that_a_model_reads(
+    tmp_path: Path, dataset: str, read_as: str
+) -> None:
+    sources = embedded_sources(dataset, tmp_path, large=False)
+    for part in ("train", "val"):
+        name, _, file = sources[part].partition(":")
+        assert name == read_as
+        family = "stereo" if read_as == "Middlebury" else "mono"
+        assert len(read_rows(Path(file), dataset=name, family=family)) in (16, 30, 48)
 
 
 def test_the_program_writes_everything_and_prints_options_that_can_be_read(
