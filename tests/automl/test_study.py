@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,30 @@ def test_a_running_study_is_not_opened_twice() -> None:
     with pytest.raises(StudyLockedError, match="open in process"):
         run(**UNPROMOTED)
     study.close()
+
+
+def test_a_second_command_is_refused_and_the_first_goes_on() -> None:
+    slow = STUDY | UNPROMOTED
+    Path("tiny.yaml").write_text(yaml.safe_dump(slow))
+    command = [sys.executable, "-m", "automl.cli", "study", "tiny.yaml", "--trainable", NAME]
+    command += ["behaviour.seconds_per_epoch=0.5"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    log = study_directory() / "events.jsonl"
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as first:
+        while first.poll() is None and not (log.exists() and b'"epoch"' in log.read_bytes()):
+            with suppress(subprocess.TimeoutExpired):
+                first.wait(timeout=0.05)
+        second = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False
+        )
+        output, _ = first.communicate(timeout=60)
+    assert second.returncode == 2
+    assert f"the study is open in process {first.pid}" in second.stderr
+    assert "automl status" in second.stderr
+    assert first.returncode == 0, output
+    assert [trial.attempts for trial in read_study(study_directory()).trials] == [1] * 4
 
 
 def test_broken_data_is_refused_with_file_and_line() -> None:

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from automl.confirm import confirm as run_confirmation
 from automl.errors import StoreError
 from automl.events import read
+from automl.runners import local
 from automl.store import read_study
-from tests.automl.runners.driving import open_quadratic, run_study
+from tests.automl.quadratic import NAME
+from tests.automl.runners.driving import algorithm_of, open_quadratic, run_study
 
 pytestmark = pytest.mark.xdist_group("ray")
 ROOT = Path(__file__).resolve().parents[3]
@@ -57,6 +60,55 @@ def test_a_finished_study_is_not_touched_again_and_a_larger_budget_goes_on(tmp_p
     run_study(open_quadratic(tmp_path, trials=5))
 
     assert len(read_study(tmp_path / "study").trials) == 5
+
+
+@pytest.mark.parametrize("confirm", [0, 2])
+def test_at_no_time_there_are_more_than_four_checkpoints_and_the_needed_ones_stay(
+    tmp_path: Path, confirm: int
+) -> None:
+    """One running trial, the one it replaces, the baseline's and the best's: concurrency + 3."""
+    study = open_quadratic(
+        tmp_path, trials=20, confirm=confirm, runner="local", behaviour={"noise": 0.05}
+    )
+    most = 0
+
+    def look(_: object) -> None:
+        nonlocal most
+        most = max(most, len(list(study.directory.rglob("epoch_*.json"))))
+        for trial in filter(None, (study.trials[0], study.best())):
+            if trial.state == "complete":
+                assert trial.checkpoint is not None
+                assert trial.checkpoint.is_file()
+
+    local.run(study, algorithm_of(study), NAME, live=look)
+    run_confirmation(study, NAME, live=look)
+
+    assert most <= 1 + 3
+    assert len(study.confirmations) == 2 * confirm
+    best = study.best()
+    assert best is not None
+    assert {file.resolve() for file in study.directory.rglob("epoch_*.json")} == {
+        study.trials[0].checkpoint, best.checkpoint}  # fmt: skip
+    study.close()
+
+
+def test_a_disk_that_fills_during_the_confirmation_pauses_it(small_disk: Path) -> None:
+    options = {"trials": 4, "epochs": 3, "rungs": (1,), "confirm": 2, "runner": "local"}
+    study = open_quadratic(small_disk, **options)
+    local.run(study, algorithm_of(study), NAME)
+    with (small_disk / "fill").open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(b"x" * 512):
+            pass
+    with pytest.raises(StoreError, match=r"disk is full"):
+        run_confirmation(study, NAME)
+    study.close()
+    (small_disk / "fill").unlink()
+
+    again = open_quadratic(small_disk, **options)
+    run_confirmation(again, NAME)
+
+    assert [run.state for run in again.confirmations] == ["complete"] * 4
+    again.close()
 
 
 def test_a_disk_that_fills_during_a_checkpoint_stops_the_study_and_it_resumes(
