@@ -242,7 +242,7 @@ def quick_spec(
     """
     declared = _model_file(trainable, model)
     plain = {"name": model, "model": model, "profile": "cpu", "budget": {"trials": 1}}
-    data = trainable.embedded_data(directory / "embedded")
+    data = trainable.embedded_data(model, directory / "embedded")
     template = trainable.template(model, "train")
     spec = base_spec(study_from_dict(plain, "contract suite"), template, declared, data)
     set_path(spec, declared["fidelity"], EPOCHS)

@@ -24,7 +24,7 @@ class LineFit:
     def template(self, model, action):
         return yaml.safe_load((HERE / "spec_templates" / model / f"{action}.yaml").read_text())
 
-    def embedded_data(self, directory, profile="cpu"):
+    def embedded_data(self, model, directory, profile="cpu"):
         return {split: f"Points:{HERE / split}.txt" for split in ("train", "val")}
 
     def run(self, action, spec, results_dir, report=None):
