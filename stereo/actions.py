@@ -335,7 +335,7 @@ def export(job: Job) -> ActionResult:
     network = load_network(checkpoint, job.spec)
     info = export_graph(network, job.spec, graph, checkpoint=checkpoint, progress=job.tell)
     metrics = {
-        "export/max_difference_px": info.max_difference,
+        "export/max_difference": info.max_difference,
         "export/nodes": float(info.nodes),
         "export/bytes": float(info.bytes),
     }

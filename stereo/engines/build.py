@@ -91,7 +91,7 @@ def build_engine(
             "sha256": sha256(graph),
             "converted_sha256": hashlib.sha256(converted).hexdigest(),
         },
-        "precision_pass_max_difference_px": rounding,
+        "precision_pass_max_difference": rounding,
         "device_check": _device_check(builder, engine, section.runtime_cache, probe, reference),
         "source": source,
     }
@@ -244,4 +244,4 @@ def _device_check(
     except EngineError as error:
         return {"run": False, "reason": str(error).splitlines()[0]}
     difference = _difference(reference(probe), loaded(probe), engine)
-    return {"run": True, "device": loaded.device, "max_difference_px": difference}
+    return {"run": True, "device": loaded.device, "max_difference": difference}

@@ -86,11 +86,13 @@ class Scores:
         self._spec = spec
         self._metrics = self._task.metrics(spec)
         self.rows: list[dict[str, Any]] = []
+        self._has_valid = False
         self._started = time.perf_counter()
 
     def add(self, batch: Mapping[str, Any], prediction: Tensor) -> None:
         """Score the samples of a batch that have ground truth; prediction (B, H, W)."""
         known = batch["has_gt"]
+        self._has_valid |= bool(batch["valid"][known].any())
         per_image = self._metrics.update(
             prediction[known],
             batch[self._task.target][known, 0],
@@ -131,6 +133,12 @@ class Scores:
         )
 
     def _require_result(self, result: Mapping[str, Any]) -> None:
+        if result["images"] == 0 and self._has_valid:
+            raise NoResultError(
+                f"{self._predictor.source}: the {self._task.quantity} of each of {len(self.rows)} "
+                "samples is the same everywhere, so it cannot be compared with the ground truth. "
+                "Use another checkpoint"
+            )
         if result["images"] == 0:
             keys = ", ".join(("dataset_name (the encoding of the files)", self._task.limit_keys))
             raise NoResultError(

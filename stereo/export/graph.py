@@ -195,8 +195,9 @@ def _facts(
         "normalizes_inside": False,
         "opset": section.opset_version,
         "nodes": len(model.graph.node),
-        "max_difference_px": difference.maximum,
-        "output_range_px": difference.output_range,
+        "max_difference": difference.maximum,
+        "output_range": difference.output_range,
+        "output_unit": task.unit,
         "checkpoint": None
         if checkpoint is None
         else {"file": checkpoint.name, "sha256": sha256(checkpoint)},

@@ -1,4 +1,4 @@
-"""How far two computations of the same disparity are apart, in px."""
+"""How far two computations of the same map are apart, in units of the map."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Difference:
-    """Absolute differences of two disparity maps; `output_range` is max minus min of the first."""
+    """Absolute differences of two maps; `output_range` is max minus min of the first."""
 
     mean: float
     maximum: float
@@ -18,7 +18,7 @@ class Difference:
 
     @property
     def allowed(self) -> float:
-        """Largest difference of a faithful graph: a thousandth of the range, at least of 1 px."""
+        """Largest difference of a faithful graph: a thousandth of the range, at least of 1."""
         return 1e-3 * max(self.output_range, 1.0)
 
     def within_limit(self) -> bool:

@@ -42,6 +42,12 @@ class RelativeDepthAnything(nn.Module):
         super().__init__()
         self.pretrained = VisionTransformer(spec.encoder, recompute=recompute)
         self.depth_head = _head(spec.encoder, spec.mono_backbone)
+        # Fresh scores differ by 0.01 around the bias of their layer. Where that is negative, as for
+        # every second seed, the ReLU is 0 everywhere and so is its gradient.
+        last = self.depth_head.scratch.output_conv2[-1]
+        assert isinstance(last, nn.Conv2d)
+        assert last.bias is not None
+        nn.init.ones_(last.bias)
 
     def forward(self, image: Tensor) -> Tensor:
         return F.relu(_score(image, self.pretrained, self.depth_head))

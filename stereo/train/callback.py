@@ -325,6 +325,12 @@ def _verdict(module: DepthModule, row: Mapping[str, float]) -> NoResultError | N
     if "val/loss" not in row:
         return None
     if not module.metrics.compute()["images"]:
+        if math.isfinite(row["val/loss"]):
+            return DivergedError(
+                f"Training collapsed: after epoch {number} the {task.quantity} of every validation"
+                " image is the same everywhere, so it cannot be compared with the ground truth."
+                f" Lower train.optim.lr ({module.spec.train.optim.lr:g}) or use another train.seed"
+            )
         return NoResultError(
             f"The validation after epoch {number} saw no valid pixel: check"
             f" dataset.val_dataset.data_sources and {task.limit_keys}"

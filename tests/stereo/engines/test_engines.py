@@ -163,7 +163,7 @@ def test_an_fp16_engine_is_smaller_and_its_graph_rounds(
     info = build_engine(section, tmp_path)
 
     assert info.facts["graph"]["converted_sha256"] != info.facts["graph"]["sha256"]
-    assert 0 < info.facts["precision_pass_max_difference_px"] < 0.2
+    assert 0 < info.facts["precision_pass_max_difference"] < 0.2
     found = runnable(info.engine).engine(_probe())[base.DISPARITY]
     expected = GraphEngine(graph.read_bytes())(_probe())[base.DISPARITY]
     assert 0 < np.abs(found - expected).max() < 0.2

@@ -15,8 +15,8 @@ from stereo.errors import NoResultError
 from stereo.evaluation.evaluator import evaluate
 from stereo.predict import Predictor
 from stereo.spec.data import DatasetSpec
-from stereo.spec.experiment import ExperimentSpec
-from stereo.tasks import STEREO
+from stereo.spec.experiment import ExperimentSpec, RelativeDepthExperiment
+from stereo.tasks import RELATIVE, STEREO
 
 LIMIT = 64
 SPEC = ExperimentSpec(dataset=DatasetSpec(max_disparity=LIMIT))
@@ -112,6 +112,17 @@ def test_a_prediction_that_is_not_finite_is_no_result(value: float) -> None:
     batches[1]["left"][:] = value
     with pytest.raises(NoResultError, match=r"not finite in 1 samples, first pair_1\.png.*epe"):
         evaluate(_predictor(), batches, SPEC)
+
+
+def test_a_constant_prediction_cannot_be_aligned_and_is_no_result() -> None:
+    truth = 1 + torch.rand(2, 1, 8, 8)
+    batch = _batch(0, 2) | {"image": torch.zeros(2, 3, 8, 8), "target": truth}
+    batch |= {"valid": torch.ones_like(truth, dtype=torch.bool)}
+    constant = Predictor(
+        lambda image: image[:, 0], RELATIVE, backend="", source=Path("a.pth"), stride=14
+    )
+    with pytest.raises(NoResultError, match=r"inverse depth of each of 2 samples is the same"):
+        evaluate(constant, [batch], RelativeDepthExperiment())
 
 
 def test_a_pipe_sees_no_bar(capfd: pytest.CaptureFixture[str]) -> None:

@@ -106,6 +106,21 @@ def test_the_class_token_reaches_every_patch_when_asked() -> None:
     }
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_fresh_relative_depth_is_alive(seed: int) -> None:
+    torch.manual_seed(seed)
+    network = RelativeDepthAnything(RelativeDepthSpec(encoder="vits"))
+
+    depth = network(torch.randn(1, 3, 28, 42))
+    depth.square().mean().backward()
+
+    assert depth.min() > 0
+    assert depth.std() > 0
+    gradient = network.pretrained.patch_embed.proj.weight.grad
+    assert gradient is not None
+    assert gradient.abs().max() > 0
+
+
 def test_metric_depth_lies_between_zero_and_the_limit() -> None:
     torch.manual_seed(0)
     network = MetricDepthAnything(MetricDepthSpec(encoder="vits"), max_depth=20.0).eval()
