@@ -18,7 +18,7 @@ from typing import Any, cast
 import psutil
 import yaml
 
-from automl.algorithms.table import first_batch, make_rungs, resolve
+from automl.algorithms.table import first_batch, make_rungs, row_of
 from automl.contract import SEED_KEY, Trainable, find_trainable
 from automl.errors import AutoMLError, Problem, SchemaError, StudySpecError
 from automl.forecast import Forecast, forecast
@@ -396,7 +396,7 @@ def make_plan(prepared: Prepared, promotion: Sequence[tuple[str, str]]) -> Plan:
     existing = _existing(prepared.directory)
     share = of_study(study)
     rungs = make_rungs(study.algorithm, resolved.full_epochs)
-    row = resolve(study.algorithm)
+    row = row_of(resolved)
     ahead, source = forecast_of(prepared, existing)
     count = min(study.budget.trials or FIRST_TRIALS, max(FIRST_TRIALS, share.max_concurrent))
     objective = resolved.objective

@@ -1,25 +1,39 @@
-"""Which trials go on: asynchronous successive halving as a function of the log.
+"""Which trials go on, as a function of the log: a resumed study decides as an uninterrupted one.
 
-At a rung (a number of finished epochs) a trial is compared with every trial that has reached
-this rung before it, and goes on when its rank is within the best 1/factor. The first arrivals have
-little to be compared with: until `factor` trials have reached the rung, the comparison is repeated
-after each of their epochs. Trial 0, the baseline, always goes on, and no trial is stopped that is
-needed for `min_complete` trials of full length. A decision depends on the log only, so a resumed
-study decides as an uninterrupted one.
+Trial 0, the baseline, always goes on, and no trial is stopped that is needed for `min_complete`
+trials of full length. For the others the pruner decides at rungs (numbers of finished epochs):
 
-Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020 (ASHA, the
-stopping variant). First rung at R/9: a rung after one epoch stops good trials whose curves start
-slowly (regret 0.59 instead of 0.37 at 50 full runs, synthetic objectives, 20 seeds).
+    asha          A trial is compared with every trial that has reached this rung before it, and
+                  goes on when its rank is within the best 1/factor. The first arrivals have
+                  little to be compared with: until `factor` trials have reached the rung, the
+                  comparison is repeated after each of their epochs.
+    hyperband     asha in several brackets, each without the first rung of the one before, the last
+                  without any; a trial is compared with those of its bracket.
+    hyperband_es  hyperband, and from the first rung on a trial ends whose forecast at full length
+                  has next to no chance (HOPELESS) to beat the best.
+    median        From the first rung on, after every epoch: a trial goes on that is not worse than
+                  the median of those that were there before.
+    forecast      A trial goes on whose forecast has a chance of at least 1/factor to beat the best;
+                  asha while no trial is complete, since nothing can be forecast then.
+
+Sources: Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020 (ASHA, the
+stopping variant); Li et al., Hyperband, JMLR 2018; Golovin et al., Google Vizier, KDD 2017 (median
+rule). First rung at R/9: a rung after one epoch stops good trials whose curves start slowly
+(regret 0.59 instead of 0.37 at 50 full runs, synthetic objectives, 20 seeds).
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from automl.store import TrialRecord
+
+PRUNERS = ("forecast", "asha", "hyperband", "hyperband_es", "median", "none")
+HOPELESS = 0.05
 
 
 class Decision(NamedTuple):
@@ -38,12 +52,46 @@ class Rungs:
         rungs: rising epochs below R; empty: every trial runs to R.
         factor: one trial in `factor` goes on.
         min_complete: so many trials reach R, trial 0 included, unless trials fail.
+        pruner: the rule; without rungs it never acts.
     """
 
     full_epochs: int
     rungs: tuple[int, ...] = ()
     factor: int = 3
     min_complete: int = 1
+    pruner: str = "asha"
+
+    @property
+    def brackets(self) -> int:
+        """How many groups of trials are compared among themselves."""
+        return len(self.rungs) + 1 if self.pruner.startswith("hyperband") else 1
+
+    def bracket(self, trial: int) -> int:
+        """Return the bracket of a trial: how many of the first rungs it skips.
+
+        As in Hyperband, the more a bracket stops, the more trials it gets; here they alternate.
+        """
+        count = self.brackets
+        sizes = [
+            math.ceil(count / (count - b) * self.factor ** (count - 1 - b)) for b in range(count)
+        ]
+        turns = sorted(((k + 0.5) / size, b) for b, size in enumerate(sizes) for k in range(size))
+        return turns[trial % len(turns)][1]
+
+    def of(self, trial: int) -> Rungs:
+        """Return the rule with the rungs of a trial's bracket."""
+        return replace(self, rungs=self.rungs[self.bracket(trial) :])
+
+    def compared_at(self, epoch: int) -> int | None:
+        """Return the epoch whose losses count after a finished epoch; None: nothing is compared."""
+        rung = max((rung for rung in self.rungs if rung <= epoch), default=None)
+        return epoch if self.pruner == "median" and rung is not None else rung
+
+    def forecasts(self, epoch: int) -> bool:
+        """Whether the decision after this epoch needs the trial's chance to beat the best."""
+        if self.pruner == "hyperband_es":
+            return bool(self.rungs) and epoch >= self.rungs[0]
+        return self.pruner == "forecast" and self.compared_at(epoch) is not None
 
     def decide(
         self,
@@ -52,45 +100,63 @@ class Rungs:
         own: Mapping[int, float],
         reached: Mapping[int, Sequence[float]],
         others: float = math.inf,
+        chance: float | None = None,
     ) -> Decision:
         """Decide after a finished epoch.
 
         Args:
             trial: its number; 0 is never stopped.
             epoch: finished epochs.
-            own: rung -> the trial's loss there (the objective turned so that smaller is better),
-                up to this epoch; one that is not finite counts as worst.
-            reached: rung -> losses of the other trials that have reached it.
+            own: `compared_at(epoch)` -> the trial's loss there (the objective turned so that
+                smaller is better); one that is not finite counts as worst.
+            reached: the same epoch -> losses of the other trials that have reached it.
             others: how many other trials are complete or may still become so.
+            chance: that the trial's forecast at full length beats the best, where `forecasts` asks
+                for it; None: unknown, since no trial is complete.
         """
         if epoch >= self.full_epochs:
             return Decision("complete", self.full_epochs)
-        rung = max((rung for rung in self.rungs if rung <= epoch), default=None)
-        if rung is None:
+        at = self.compared_at(epoch)
+        if at is None:
             return Decision("continue", None)
-        seen = reached.get(rung, ())
-        arrived = len(seen) + 1
-        on = Decision("continue", rung if rung == epoch else None)
-        if trial == 0 or (rung != epoch and arrived > self.factor):
+        on = Decision("continue", epoch if epoch in self.rungs else None)
+        if trial == 0:
             return on
-        if not math.isfinite(own[rung]):
-            return Decision("stop", rung)
-        rank = 1 + sum(other <= own[rung] for other in seen)
-        goes_on = rank <= self.survivors(arrived) or others < self.min_complete
-        return on if goes_on else Decision("stop", rung)
+        if not math.isfinite(own[at]):
+            return Decision("stop", at)
+        goes_on = self._goes_on(epoch, at, own[at], reached.get(at, ()), chance)
+        return on if goes_on or others < self.min_complete else Decision("stop", at)
+
+    def _goes_on(
+        self, epoch: int, at: int, own: float, seen: Sequence[float], chance: float | None
+    ) -> bool:
+        arrived = len(seen) + 1
+        if self.pruner == "median":
+            return arrived <= self.factor or own <= statistics.median(seen)
+        if self.pruner == "hyperband_es" and chance is not None and chance < HOPELESS:
+            return False
+        if self.pruner == "forecast" and chance is not None:
+            return epoch != at or chance >= 1 / self.factor
+        if epoch != at and arrived > self.factor:
+            return True
+        return 1 + sum(other <= own for other in seen) <= self.survivors(arrived)
 
     def survivors(self, arrived: int) -> int:
         """Return the worst rank that goes on after so many arrivals."""
-        return max(1, arrived // self.factor)
+        return max(1, arrived // (2 if self.pruner == "median" else self.factor))
 
     def expected_epochs(self, trials: int) -> float:
         """Return the epochs of a study whose trials arrive in random order of quality."""
-        total, arriving, before = float(self.full_epochs), float(trials - 1), 0
-        for rung in self.rungs:
-            total += arriving * (rung - before)
-            arriving = self._expected_survivors(arriving)
-            before = rung
-        return total + arriving * (self.full_epochs - before)
+        numbers = [self.bracket(trial) for trial in range(1, trials)]
+        total = float(self.full_epochs)
+        for bracket in range(self.brackets):
+            arriving, before = float(numbers.count(bracket)), 0
+            for rung in self.rungs[bracket:]:
+                total += arriving * (rung - before)
+                arriving = self._expected_survivors(arriving)
+                before = rung
+            total += arriving * (self.full_epochs - before)
+        return total
 
     def _expected_survivors(self, arriving: float) -> float:
         whole = max(1, round(arriving))

@@ -14,6 +14,7 @@ after the baseline are a Latin hypercube: each parameter's range is covered even
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import random
 import warnings
@@ -21,14 +22,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from automl.algorithms.cube import value_at
+from automl.algorithms.forecast import curve_of
 from automl.contract import Objective
 from automl.space import Parameter, SearchSpace
-from automl.store import TrialRecord
+from automl.store import ENDED, TrialRecord
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial, Trial
 
+FAILED = tuple(state for state in ENDED if state not in ("complete", "stopped"))
 FAILED_LOSS = 1e6
 MODEL_RETRIES = 20
 RANDOM_RETRIES = 200
@@ -37,8 +41,13 @@ RANDOM_RETRIES = 200
 class Sampler(Protocol):
     """Proposes the parameters of one trial."""
 
-    def suggest(self, trials: Sequence[TrialRecord], number: int, retry: int) -> dict[str, Any]:
-        """Return a proposal for trial `number`; another `retry` gives another proposal."""
+    def suggest(
+        self, trials: Sequence[TrialRecord], number: int, retry: int
+    ) -> dict[str, Any] | None:
+        """Return a proposal for trial `number`; another `retry` gives another proposal.
+
+        None: there is nothing left to propose.
+        """
         ...
 
 
@@ -54,6 +63,67 @@ class RandomSampler:
         generator = random.Random(derived_seed(self.seed, number, retry))
         positions = {item.path: generator.random() for item in self.space.parameters}
         return at_positions(self.space, positions)
+
+
+@dataclass(frozen=True)
+class GridSampler:
+    """Every combination of values once, in a scattered order.
+
+    A parameter has all its choices, or `levels` values from one end of its range to the other.
+
+    Attributes:
+        space: what is searched.
+        seed: of the order.
+        levels: values of a range.
+    """
+
+    space: SearchSpace
+    seed: int
+    levels: int
+
+    def suggest(
+        self, trials: Sequence[TrialRecord], number: int, retry: int
+    ) -> dict[str, Any] | None:
+        """Return the first combination in order that no trial had."""
+        taken = {identity(trial.params) for trial in trials}
+        values = grid_values(self.space, self.levels)
+        cells = math.prod(len(each) for each in values)
+        generator = random.Random(self.seed)
+        first, step = generator.randrange(cells), generator.randrange(cells) | 1
+        while math.gcd(step, cells) > 1:
+            step += 1
+        for index in range(cells):
+            cell = (first + index * step) % cells
+            params: dict[str, Any] = {}
+            for parameter, each in zip(self.space.parameters, values, strict=True):
+                cell, position = divmod(cell, len(each))
+                if self.space.is_active(parameter, params):
+                    params[parameter.path] = parameter.limited(each[position], params)
+            if identity(params) not in taken:
+                return params
+        return None
+
+
+def grid_values(space: SearchSpace, levels: int) -> list[list[Any]]:
+    """Return the values of every parameter on a grid with so many values of a range."""
+    positions = [index / (levels - 1) for index in range(levels)]
+    return [
+        list(item.choices)
+        if item.type == "choice"
+        else list(dict.fromkeys(value_at(item, position) for position in positions))
+        for item in space.parameters
+    ]
+
+
+def grid_levels(space: SearchSpace, trials: int | None) -> int:
+    """Return how fine a grid may be for so many trials; at least both ends of every range."""
+    levels = 2
+    while levels < 100 and trials is not None:
+        finer = [len(each) for each in grid_values(space, levels + 1)]
+        if math.prod(finer) > trials - 1:
+            break
+        levels += 1
+    return levels
 
 
 @dataclass(frozen=True)
@@ -101,23 +171,13 @@ class TPESampler:
             )
         study = optuna.create_study(direction="minimize", sampler=sampler)
         study.add_trials([self._frozen(trial) for trial in trials])
-        trial = study.ask()
-        params: dict[str, Any] = {}
-        for parameter in self.space.parameters:
-            if self.space.is_active(parameter, params):
-                value = _suggest(trial, parameter)
-                params[parameter.path] = parameter.limited(value, params)
-        return params
+        return suggested(study.ask(), self.space)
 
     def _frozen(self, trial: TrialRecord) -> FrozenTrial:
         from optuna.trial import TrialState, create_trial
 
-        params, distributions = _inward(self.space, trial.params)
-        losses = {
-            record.epoch: self._loss(value)
-            for record in trial.epochs
-            if (value := trial.value_at(record.epoch, self.objective.metric)) is not None
-        }
+        params, distributions = inward(self.space, trial.params)
+        losses = curve_of(trial, self.objective)
         state, value = TrialState.PRUNED, None
         if trial.state == "running":
             state = TrialState.RUNNING
@@ -133,16 +193,16 @@ class TPESampler:
             intermediate_values=losses,
         )
 
-    def _loss(self, value: float) -> float:
-        if self.objective.direction == "minimize" and value > 0:
-            return math.log(value)
-        return self.objective.loss(value)
 
-
-def derived_seed(seed: int, number: int, retry: int) -> int:
-    """Return a 32-bit seed for one proposal of one trial."""
-    digest = hashlib.sha256(f"{seed}/{number}/{retry}".encode()).digest()
+def derived_seed(*parts: int | str) -> int:
+    """Return a 32-bit seed made from others, e.g. (study's seed, trial's number, retry)."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:4], "big")
+
+
+def identity(params: Mapping[str, Any]) -> str:
+    """Return a text that is the same for the same parameters only."""
+    return json.dumps(params, sort_keys=True)
 
 
 def at_positions(space: SearchSpace, positions: Mapping[str, float]) -> dict[str, Any]:
@@ -175,19 +235,11 @@ def distribution(parameter: Parameter) -> BaseDistribution:
 
 def _at(parameter: Parameter, position: float) -> Any:
     if parameter.type == "choice":
-        return parameter.choices[int(position * len(parameter.choices))]
-    low, high = cast(float, parameter.low), cast(float, parameter.high)
-    step = (parameter.step or 1) if parameter.type == "int" else 0
-    if parameter.type == "int":  # every whole number gets an equal part of the range
-        low, high = low - step / 2, high + step / 2
-    if parameter.log:
-        value = math.exp(math.log(low) + position * (math.log(high) - math.log(low)))
-    else:
-        value = low + position * (high - low)
-    return parameter.nearest(value)
+        position = int(position * len(parameter.choices))
+    return value_at(parameter, position)
 
 
-def _inward(
+def inward(
     space: SearchSpace, params: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
     """Return a trial's parameters as Optuna knows them.
@@ -207,6 +259,16 @@ def _inward(
         inward[parameter.path] = parameter.choices.index(value) if index else value
         distributions[parameter.path] = distribution(parameter)
     return inward, distributions
+
+
+def suggested(trial: Trial, space: SearchSpace) -> dict[str, Any]:
+    """Return the parameters that an Optuna trial suggests; inactive ones are left out."""
+    params: dict[str, Any] = {}
+    for parameter in space.parameters:
+        if space.is_active(parameter, params):
+            value = _suggest(trial, parameter)
+            params[parameter.path] = parameter.limited(value, params)
+    return params
 
 
 def _suggest(trial: Trial, parameter: Parameter) -> Any:

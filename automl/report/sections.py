@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from automl.algorithms.table import make_rungs, resolve
+from automl.algorithms.table import make_rungs, row_of
 from automl.budget import Budget
 from automl.contract import NOT_LOADED
 from automl.report.figures import kind
@@ -59,7 +59,7 @@ def tuned(study: Study) -> Html:
     rows = [_parameter_row(item, baseline, best) for item in space.parameters]
     shown = table("Searched parameters", columns, rows)
     settings = study.resolved.study
-    row, rungs = resolve(settings.algorithm), make_rungs(settings.algorithm, _full(study)).rungs
+    row, rungs = row_of(study.resolved), make_rungs(settings.algorithm, _full(study)).rungs
     meets = ", ".join(map(str, rungs))
     early = (
         f"trials are compared after {meets} epochs, and about one in "

@@ -120,3 +120,49 @@ def test_expected_epochs_lie_between_the_first_rung_and_full_runs(trials, factor
     expected = Rungs(12, (2, 6), factor, least).expected_epochs(trials)
     assert 2 * trials <= expected <= 12 * trials
     assert Rungs(12).expected_epochs(trials) == 12 * trials
+
+
+def test_hyperband_compares_inside_several_brackets():
+    rungs = Rungs(27, (3, 9), factor=3, pruner="hyperband")
+    brackets = [rungs.bracket(trial) for trial in range(17)]
+    assert [brackets.count(bracket) for bracket in range(3)] == [9, 5, 3]
+    assert set(brackets[:10]) == {0, 1, 2}
+    assert {rungs.of(trial).rungs for trial in range(10)} == {(3, 9), (9,), ()}
+    late = rungs.of(brackets.index(1))
+    assert late.decide(5, 3, {}, {}) == Decision("continue", None)
+    assert late.decide(5, 9, {9: 2.0}, {9: [1.0]}).action == "stop"
+
+
+def test_hyperband_es_also_ends_hopeless_trials_between_rungs():
+    rungs = Rungs(27, (3, 9), pruner="hyperband_es")
+    seen = {3: [1.0, 2.0, 3.0]}
+    assert [rungs.forecasts(epoch) for epoch in (2, 3, 4)] == [False, True, True]
+    assert rungs.decide(5, 4, {3: 0.5}, seen, chance=0.01) == Decision("stop", 3)
+    assert rungs.decide(5, 4, {3: 0.5}, seen, chance=0.1).action == "continue"
+    assert not Rungs(27, (), pruner="hyperband_es").forecasts(20)
+
+
+def test_the_median_rule_compares_after_every_epoch_from_the_first_rung_on():
+    rungs = Rungs(27, (3, 9), factor=3, pruner="median")
+    assert [rungs.compared_at(epoch) for epoch in (2, 3, 5)] == [None, 3, 5]
+    seen = {5: [1.0, 2.0, 3.0]}
+    assert rungs.decide(5, 5, {5: 2.0}, seen) == Decision("continue", None)
+    assert rungs.decide(5, 5, {5: 2.1}, seen) == Decision("stop", 5)
+    assert rungs.decide(5, 5, {5: 9.0}, {5: [1.0, 2.0]}).action == "continue"
+
+
+def test_a_forecast_must_have_a_fair_chance_at_a_rung():
+    rungs = Rungs(27, (3, 9), factor=3, min_complete=2, pruner="forecast")
+    seen = {3: [1.0, 2.0]}
+    assert rungs.decide(5, 3, {3: 9.0}, seen, chance=0.34) == Decision("continue", 3)
+    assert rungs.decide(5, 3, {3: 0.1}, seen, chance=0.33) == Decision("stop", 3)
+    assert rungs.decide(5, 4, {3: 0.1}, seen, chance=0.0).action == "continue"  # no rung
+    assert rungs.decide(5, 3, {3: 9.0}, seen, others=1, chance=0.0).action == "continue"
+    assert rungs.decide(0, 3, {3: 9.0}, seen, chance=0.0).action == "continue"
+    assert rungs.decide(5, 3, {3: 9.0}, seen) == Decision("stop", 3)  # by rank: none is complete
+
+
+@given(trials=st.integers(1, 60), pruner=st.sampled_from(["hyperband", "median", "forecast"]))
+def test_expected_epochs_of_every_pruner_lie_below_full_runs(trials, pruner):
+    expected = Rungs(27, (3, 9), pruner=pruner).expected_epochs(trials)
+    assert 3 * trials <= expected <= 27 * trials

@@ -8,30 +8,11 @@ from hypothesis import strategies as st
 
 from automl.algorithms.samplers import RandomSampler, TPESampler, distribution
 from automl.contract import Objective
-from automl.space import Parameter, SearchSpace
 from automl.store import EpochRecord, TrialRecord
+from tests.automl.algorithms.trials import SPACE, trial
 
-SPACE = SearchSpace(
-    (
-        Parameter("lr", "float", 1e-4, 1e-6, 1e-1, log=True),
-        Parameter("min_lr", "float", 1e-7, 1e-7, 1e-1, log=True, below="lr"),
-        Parameter("width", "int", 8, 4, 32, step=4),
-        Parameter("steps", "int", 10, 1, 1000, log=True),
-        Parameter("optimizer", "choice", "AdamW", choices=("AdamW", "SGD")),
-        Parameter("momentum", "float", 0.9, 0.0, 0.99, condition={"optimizer": ("SGD",)}),
-        Parameter("steps_at", "choice", None, choices=(None, [1, 2], [3])),
-    )
-)
 SAMPLER = TPESampler(SPACE, 0, Objective("epe", "minimize"), full_epochs=3, startup=4)
 STATES = ("complete", "stopped", "diverged", "out_of_memory", "failed", "running")
-
-
-def trial(number: int, params: dict, state: str = "complete", *values: float) -> TrialRecord:
-    epochs = [
-        EpochRecord(epoch, {"epe": value}, 1.0, None, "continue", None)
-        for epoch, value in enumerate(values, start=1)
-    ]
-    return TrialRecord(number, params, 0, 0.0, state, epochs)
 
 
 def history(count: int) -> list[TrialRecord]:

@@ -41,7 +41,7 @@ def open_quadratic(
         "model": MODEL,
         "profile": "cpu",
         "budget": {"trials": trials},
-        "algorithm": {"name": "auto", "rungs": list(rungs)},
+        "algorithm": {"name": "asha", "rungs": list(rungs)},
         "resources": {"max_concurrent": 2},
     }
     study = study_from_dict(merge(tree, study_keys), "test")
