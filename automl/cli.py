@@ -50,6 +50,7 @@ SENTENCES = {
     "status": "show a study that runs or has ended",
     "promote": "turn the best trial of a study into graph, engine and bundle",
     "report": "write report.html, trials.csv and best_spec.yaml of studies again",
+    "replay": "prove from the log that every suggestion and decision of a study follows",
     "list": "list the studies in results/studies",
     "dashboard": "show the Ray dashboard of a running study on 127.0.0.1",
     "completion": "print the shell completion of this program",
@@ -98,6 +99,13 @@ examples:
 examples:
   automl report            the newest study, running or not
   automl report ffs wide   a page for each""",
+    "replay": """\
+The algorithm is asked again for every trial and every stop decision, knowing only the events before
+it. Exit 0: the log explains the study. Exit 1: the first answer that does not follow is shown.
+
+examples:
+  automl replay            the newest study, running or not
+  automl replay ffs""",
     "dashboard": """\
 It shows processes, resources and logs while a study runs, on 127.0.0.1 only, and asks for the token
 in ~/.ray/auth_token. Trials are shown by `automl status --watch`.""",
@@ -187,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
     added["train"].add_argument(
         "--request", metavar="TEXT", help="the request in plain words; the option above wins"
     )
-    for name in ("status", "promote", "dashboard"):
+    for name in ("status", "promote", "dashboard", "replay"):
         added[name].add_argument(
             "study", nargs="?", metavar="STUDY", help="name or directory (default: the newest)"
         )
@@ -428,6 +436,19 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _replay(arguments: argparse.Namespace) -> int:
+    from automl.replay import replay
+    from automl.store import read_study
+
+    directory = _study_directory(arguments.study)
+    found = replay(read_study(directory))
+    _say(f"{found.suggestions} suggestions and {found.decisions} decisions follow from the log")
+    if found.difference:
+        print(f"error: {directory / 'events.jsonl'}: {found.difference}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def _list(arguments: argparse.Namespace) -> int:
     from automl.plan import STUDIES, table
     from automl.store import Study
@@ -564,7 +585,7 @@ _automl() {{
   else
     case "$command" in
       plan|study|train) COMPREPLY=($(compgen -W "{targets}" -- "$word") $(compgen -f -- "$word")) ;;
-      status|promote|report|dashboard)
+      status|promote|report|replay|dashboard)
         COMPREPLY=($(compgen -W "$(ls results/studies 2>/dev/null)" -- "$word")) ;;
     esac
   fi
@@ -579,6 +600,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "status": _status,
     "promote": _promote,
     "report": _report,
+    "replay": _replay,
     "list": _list,
     "dashboard": _dashboard,
     "completion": _completion,
