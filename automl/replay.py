@@ -90,7 +90,8 @@ def _as_created(study: Study) -> ResolvedStudy:
 
 
 def _with_budget(resolved: ResolvedStudy, budget: Mapping[str, Any]) -> ResolvedStudy:
-    return replace(resolved, study=replace(resolved.study, budget=BudgetChoice(**budget)))
+    limits = {key: limit for key, limit in budget.items() if key != "confirm"}
+    return replace(resolved, study=replace(resolved.study, budget=BudgetChoice(**limits)))
 
 
 def _other_suggestion(algorithm: Algorithm, event: Event) -> str:

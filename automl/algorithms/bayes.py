@@ -26,7 +26,7 @@ import numpy as np
 from scipy.special import log_ndtr, ndtr
 
 from automl.algorithms.cube import Array, Cube
-from automl.algorithms.forecast import curve_of, learn_curves
+from automl.algorithms.curves import curve_of, learn_curves
 from automl.algorithms.gaussian import GaussianProcess
 from automl.algorithms.samplers import FAILED, derived_seed
 from automl.contract import Objective

@@ -19,7 +19,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from automl.algorithms.cube import Cube
-from automl.algorithms.forecast import curve_of
+from automl.algorithms.curves import curve_of
 from automl.algorithms.samplers import (
     FAILED,
     FAILED_LOSS,

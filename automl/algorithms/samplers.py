@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from automl.algorithms.cube import value_at
-from automl.algorithms.forecast import curve_of
+from automl.algorithms.curves import curve_of
 from automl.contract import Objective
 from automl.space import Parameter, SearchSpace
 from automl.store import ENDED, TrialRecord

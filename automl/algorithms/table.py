@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from automl.algorithms.forecast import curve_of, learn_curves, told_loss
+from automl.algorithms.curves import curve_of, learn_curves, told_loss
 from automl.algorithms.rungs import (
     PRUNERS,
     Decision,

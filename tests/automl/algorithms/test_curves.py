@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from automl.algorithms.forecast import curve_of, learn_curves, told_loss
+from automl.algorithms.curves import curve_of, learn_curves, told_loss
 from automl.contract import Objective
 from tests.automl.algorithms.trials import trial
 
