@@ -134,6 +134,7 @@ class Action:
 
     Attributes:
         splits: sections of `dataset` that the verb reads.
+        borrowed: fields that the verb reads of another verb's section.
         required: fields that must have a value before the verb runs.
         template: values of the packaged template that do not depend on the network.
         network: the verb meets the network, so that its template holds the released widths.
@@ -142,6 +143,7 @@ class Action:
 
     name: str
     splits: tuple[str, ...] = ()
+    borrowed: tuple[str, ...] = ()
     required: tuple[str, ...] = ()
     template: Mapping[str, Any] = field(default_factory=dict[str, Any])
     network: bool = True
@@ -153,6 +155,8 @@ class Action:
 _SOURCES = {
     split: f"dataset.{split}_dataset.data_sources" for split in ("train", "val", "test", "infer")
 }
+
+_TILES = ("train.inference_tile", "train.tile_wtype", "train.tile_min_overlap")
 
 ACTIONS: Mapping[str, Action] = {
     action.name: action
@@ -204,6 +208,7 @@ ACTIONS: Mapping[str, Action] = {
         Action(
             "evaluate",
             splits=("test_dataset",),
+            borrowed=_TILES,  # the documents put them under train
             required=(_SOURCES["test"],),
             template={
                 _SOURCES["test"]: MISSING,
@@ -223,6 +228,7 @@ ACTIONS: Mapping[str, Action] = {
         Action(
             "inference",
             splits=("infer_dataset",),
+            borrowed=_TILES,  # the documents put them under train
             required=(_SOURCES["infer"],),
             template={
                 "inference.checkpoint": MISSING,

@@ -249,6 +249,22 @@ def _kinds_of_files(action: str) -> tuple[Rule, Rule]:
     )
 
 
+def _tile_overlap(action: str) -> Rule:
+    """Tiles, which have the size of the crop, are larger than their overlap."""
+    split = ACTIONS[action].splits[0]
+    overlap, size = "train.tile_min_overlap", f"dataset.{split}.augmentation.crop_size"
+
+    def broken(spec: ExperimentSpec) -> str | None:
+        given, tile = value_at(spec, overlap), value_at(spec, size)
+        wrong = any(least >= side for least, side in zip(given, tile, strict=True))
+        return _said_if(
+            spec.train.inference_tile and wrong, f"got {given}, not below {size}, which is {tile}"
+        )
+
+    remedy = "Use less overlap or larger tiles"
+    return Rule((overlap, size, "train.inference_tile"), broken, remedy, actions=(action,))
+
+
 def _output(action: str) -> Rule:
     own = f"{action}.results_dir"
 
@@ -739,6 +755,7 @@ DEPLOY_RULES: tuple[Rule, ...] = (
     *(_one_source(action) for action in ("evaluate", "inference")),
     *(rule for action in ("evaluate", "inference") for rule in _kinds_of_files(action)),
     *(_both_sides(action) for action in ("evaluate", "inference")),
+    *(_tile_overlap(action) for action in ("evaluate", "inference")),
     *(_batch(f"{a}.batch_size") for a in ("evaluate", "inference", "export", "gen_trt_engine")),
     _not_falling(*(f"{_TENSORRT}.{end}_batch_size" for end in ("min", "opt", "max"))),
     Rule(

@@ -128,7 +128,7 @@ def action_schema(model: Model, action: str) -> dict[str, Any]:
 
 
 def _nodes_of(model: Model, action: Action) -> tuple[Node, ...]:
-    """Sections and fields of a verb: model, dataset with the verb's splits, its own section."""
+    """Sections and fields of a verb: model, dataset with its splits, its own and borrowed ones."""
     return tuple(node for node in model.nodes if _belongs(node.path, action))
 
 
@@ -140,7 +140,12 @@ def _belongs(path: str, action: Action) -> bool:
     first, *rest = path.split(".")
     if first == "dataset" and rest and rest[0].endswith("_dataset"):
         return rest[0] in action.splits
-    return first in ("results_dir", "model", "dataset", action.name)
+    return first in ("results_dir", "model", "dataset", action.name) or _borrows(action, path)
+
+
+def _borrows(action: Action, path: str) -> bool:
+    """Whether the verb reads a field of another verb's section, or one below that section."""
+    return any(f"{field}.".startswith(f"{path}.") for field in action.borrowed)
 
 
 def _root_schema(model: Model, nodes: Sequence[Node], action: Action | None) -> dict[str, Any]:
@@ -319,11 +324,11 @@ def template_text(model: Model, action: str) -> str:
 
 
 def _in_template(node: Node, action: Action, values: Mapping[str, Any]) -> bool:
-    """Given fields and their sections; as comments those of the verb's own sections."""
+    """Given fields and their sections; as comments those of the verb's own, and borrowed ones."""
     if any(path == node.path or path.startswith(f"{node.path}.") for path in values):
         return True
     top, _, rest = node.path.partition(".")
-    if top == action.name:
+    if top == action.name or _borrows(action, node.path):
         return True
     if top != "dataset" or not action.splits:
         return False

@@ -185,6 +185,11 @@ class TrainSpec:
         low=0,
         high=inf,
     )
+    inference_tile: bool = spec_field(False, "Predict large images in tiles")
+    tile_wtype: Literal["gaussian", "uniform"] = spec_field("gaussian", "Blending weights of tiles")
+    tile_min_overlap: list[int] = spec_field(
+        [16, 16], "Least overlap of tiles [height, width]", length=2, item_low=0
+    )
     accumulate_grad_batches: int = spec_field(1, "Batches per optimiser step", low=1, high=inf)
     deterministic: bool = spec_field(
         False, "Deterministic algorithms as an error instead of a warning"

@@ -507,6 +507,20 @@ def test_weights_and_engines_are_not_taken_for_each_other(
     assert f"Set {action}.{other}" in found[f"{action}.{given}"]
 
 
+@pytest.mark.parametrize(("action", "data"), [("evaluate", EVALUATE), ("inference", INFERENCE)])
+def test_tiles_are_larger_than_their_overlap(action: str, data: tuple[str, ...]) -> None:
+    size = f"dataset.{ACTIONS[action].splits[0]}.augmentation.crop_size"
+    given = (*data, f"{action}.checkpoint=a.pth", f"{size}=[64, 96]", "train.inference_tile=true")
+    found = problems((*given, "train.tile_min_overlap=[16, 96]"), action)
+    assert list(found) == ["train.tile_min_overlap"]
+    assert f"got [16, 96], not below {size}, which is [64, 96]" in found["train.tile_min_overlap"]
+    for allowed in ("tile_min_overlap=[63, 95]", "inference_tile=false"):
+        overrides = (*given, "train.tile_min_overlap=[64, 0]", f"train.{allowed}")
+        load_spec(None, ["results_dir=out", *overrides], action=action)
+    found = problems((*given, "train.tile_min_overlap=[-1, 0]"), action)
+    assert ">= 0" in found["train.tile_min_overlap"]
+
+
 @pytest.mark.parametrize("action", list(ACTIONS))
 def test_either_results_dir_is_enough(action: str) -> None:
     with pytest.raises(SpecError) as caught:
@@ -521,7 +535,7 @@ def test_every_rule_has_a_case(model: str) -> None:
     cases = (*BROKEN, *BROKEN_OF[model], *WARNED, *WARNED_OF[model])
     keys = {key for key, *_ in cases} | sources | {"results_dir"}
     # below: these are checked for one verb only
-    keys |= {"export.on_cpu", "gen_trt_engine.tensorrt.data_type"}
+    keys |= {"export.on_cpu", "gen_trt_engine.tensorrt.data_type", "train.tile_min_overlap"}
     keys |= {rule.keys[0] for rule in QUANTIZE_RULES}  # test_quantize_rules.py
     # 4, 8 and 16 divide the width of every encoder, so this rule cannot break today.
     assert {rule.keys[0] for rule in RULES[model]} - keys <= {"model.cv_group"}

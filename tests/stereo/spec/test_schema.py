@@ -80,7 +80,11 @@ def test_every_schema_is_strict_json_schema(name: str) -> None:
 def test_an_action_schema_holds_what_the_verb_reads(model: Model, action: str) -> None:
     made = SCHEMAS[f"schemas/{model.key}/{action}.schema.json"]
     splits = {name for name in made["properties"]["dataset"]["properties"] if "_dataset" in name}
-    assert set(made["properties"]) == {"results_dir", "model", "dataset", action}
+    borrowed = [path.split(".") for path in ACTIONS[action].borrowed]
+    others = {section for section, _ in borrowed}
+    assert set(made["properties"]) == {"results_dir", "model", "dataset", action} | others
+    for section in others:
+        assert set(made["properties"][section]["properties"]) == {name for _, name in borrowed}
     assert splits == set(ACTIONS[action].splits)
 
 
