@@ -30,7 +30,9 @@ from stereo.status import StatusLog, log_file, write_experiment, write_provenanc
 if TYPE_CHECKING:
     from stereo.data.preflight import SplitFacts
     from stereo.evaluation.evaluator import Evaluation
+    from stereo.geometry import Tiles
     from stereo.predict import Predictor
+    from stereo.spec.data import SplitSpec
     from stereo.spec.deploy import MonoEvaluateSpec, MonoInferenceSpec
     from stereo.spec.experiment import ExperimentSpec
     from stereo.viz import Map
@@ -244,8 +246,8 @@ def evaluate(job: Job) -> ActionResult:
     from stereo.evaluation.evaluator import evaluate as score
 
     section = job.spec.evaluate
-    predictor = _predictor(job.spec, section)
     split = job.spec.dataset.test_dataset
+    predictor = _predictor(job.spec, section, split)
     batch_size = section.batch_size if section.batch_size > 0 else split.batch_size
     loader = evaluation_loader(split, job.spec, batch_size=batch_size, input_size=predictor.size)
     evaluation = score(predictor, loader, job.spec)
@@ -279,8 +281,8 @@ def inference(job: Job) -> ActionResult:
     from stereo.evaluation.pictures import write_predictions
 
     section = job.spec.inference
-    predictor = _predictor(job.spec, section)
     split = job.spec.dataset.infer_dataset
+    predictor = _predictor(job.spec, section, split)
     batch_size = section.batch_size if section.batch_size > 0 else split.batch_size
     loader = evaluation_loader(
         split, job.spec, batch_size=batch_size, inference=True, input_size=predictor.size
@@ -405,7 +407,7 @@ def pictures(job: Job) -> ActionResult:
     from stereo.evaluation.pictures import write_pictures
 
     split = job.spec.dataset.test_dataset
-    predictor = _predictor(job.spec, job.spec.evaluate)
+    predictor = _predictor(job.spec, job.spec.evaluate, split)
     loader = evaluation_loader(split, job.spec, batch_size=1, input_size=predictor.size)
     items = write_pictures(
         predictor, loader, job.directory, split.augmentation, job.spec, count=PICTURES
@@ -414,7 +416,9 @@ def pictures(job: Job) -> ActionResult:
     return ActionResult("ok", {}, {"pictures": job.directory / "pictures.json"})
 
 
-def _predictor(spec: ExperimentSpec, section: MonoEvaluateSpec | MonoInferenceSpec) -> Predictor:
+def _predictor(
+    spec: ExperimentSpec, section: MonoEvaluateSpec | MonoInferenceSpec, split: SplitSpec
+) -> Predictor:
     """The predictor of `checkpoint` or of `trt_engine`, whichever is set."""
     from stereo.predict import load_predictor
 
@@ -423,8 +427,24 @@ def _predictor(spec: ExperimentSpec, section: MonoEvaluateSpec | MonoInferenceSp
         size = (section.input_height, section.input_width)
     file = section.checkpoint or section.trt_engine
     assert file is not None  # a rule of the spec
-    padded = entry_for(spec).task.pads_to_size(section)
-    return load_predictor(Path(file), spec, input_size=size, native_padded=padded)
+    return load_predictor(
+        Path(file),
+        spec,
+        input_size=size,
+        native_padded=entry_for(spec).task.pads_to_size(section),
+        tiles=_tiles(spec, split),
+    )
+
+
+def _tiles(spec: ExperimentSpec, split: SplitSpec) -> Tiles | None:
+    """Tiles of the size of the crop, when the spec asks for them."""
+    from stereo.geometry import Tiles
+
+    if not spec.train.inference_tile:
+        return None
+    height, width = split.augmentation.crop_size
+    rows, columns = spec.train.tile_min_overlap
+    return Tiles((height, width), (rows, columns), spec.train.tile_wtype)
 
 
 ACTIONS: dict[str, Callable[[Job], ActionResult]] = {

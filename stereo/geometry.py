@@ -131,6 +131,10 @@ class Tiles(NamedTuple):
     overlap: tuple[int, int]
     weights: Literal["gaussian", "uniform"]
 
+    def cut(self, size: tuple[int, int]) -> bool:
+        """Whether an image of this height and width needs more than one."""
+        return any(length > tile for length, tile in zip(size, self.size, strict=True))
+
     def blend(
         self, shape: tuple[int, int, int], predict: Callable[[slice, slice], Tensor]
     ) -> Tensor:

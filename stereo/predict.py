@@ -20,6 +20,7 @@ from stereo import engines
 from stereo.checkpoints import files
 from stereo.engines import base
 from stereo.errors import EngineError, SpecError, SpecProblem
+from stereo.geometry import Tiles
 from stereo.registry import entry_for, load_weights
 from stereo.spec.rules import value_at
 from stereo.tasks import InputSizes, Network, Size, Task
@@ -52,6 +53,7 @@ class Predictor:
         stride: int,
         size: Size | None = None,
         native_padded: bool = False,
+        tiles: Tiles | None = None,
         warnings: tuple[str, ...] = (),
     ) -> None:
         """Wrap a network.
@@ -64,6 +66,7 @@ class Predictor:
             stride: sides the network takes are multiples of it.
             size: see the class.
             native_padded: pad smaller images to `size` instead of resizing them.
+            tiles: what larger images are predicted in; None: an image at once.
             warnings: see the class.
         """
         self.task = task
@@ -72,7 +75,7 @@ class Predictor:
         self.warnings = warnings
         self.size = size
         self._network = network
-        self._sizes = InputSizes(stride, size, native_padded, source)
+        self._sizes = InputSizes(stride, size, native_padded, tiles, source)
 
     def __call__(self, batch: Mapping[str, Any]) -> Tensor:
         """Prediction (B, H, W) for a batch of `stereo.data.loaders`.
@@ -89,6 +92,7 @@ def load_predictor(
     *,
     input_size: Size | None = None,
     native_padded: bool = False,
+    tiles: Tiles | None = None,
     threads: int | None = None,
 ) -> Predictor:
     """A predictor from a checkpoint (.pth), a graph (.onnx) or an engine.
@@ -98,6 +102,7 @@ def load_predictor(
         spec: its `model` section is the network of a checkpoint, and must be the graph's.
         input_size: the size the network sees; None: each image's own, or a fixed graph's.
         native_padded: pad smaller images to a fixed size instead of resizing them.
+        tiles: what larger images are predicted in; None: an image at once.
         threads: threads of ONNX Runtime; None uses every core this process may use.
 
     Raises:
@@ -125,6 +130,7 @@ def load_predictor(
         stride=entry.stride,
         size=input_size,
         native_padded=native_padded,
+        tiles=tiles,
         warnings=warnings,
     )
 

@@ -24,7 +24,7 @@ from stereo import viz
 from stereo.data.augment_mono import network_size
 from stereo.engines import base
 from stereo.errors import SpecError, SpecProblem
-from stereo.geometry import Padding, align, centred_padding, crop
+from stereo.geometry import Padding, Tiles, align, centred_padding, crop
 from stereo.losses import relative_loss, sequence_loss, silog_loss, smooth_l1
 from stereo.metrics import DepthMetrics, DisparityMetrics, Metrics, RelativeMetrics
 from stereo.nets.vit import PATCH, VisionTransformer
@@ -60,12 +60,14 @@ class InputSizes:
         stride: sides are multiples of it.
         fixed: the only size; None: any.
         native_padded: pad smaller images to `fixed` instead of resizing them.
+        tiles: what larger images are predicted in, at native size; None: an image at once.
         source: file of the network, for messages.
     """
 
     stride: int
     fixed: Size | None = None
     native_padded: bool = False
+    tiles: Tiles | None = None
     source: Path | str = ""
 
 
@@ -254,12 +256,19 @@ class StereoTask(Task[ExperimentSpec]):
         """Disparity of padded images, cropped; or of resized ones, scaled by the widths.
 
         Borders are repeated where an image is padded. The choice depends on sizes only, so that
-        every backend scores the same pixels.
+        every backend scores the same pixels. Tiles are rows of full width, because matches lie up
+        to the largest disparity beside a pixel.
         """
         images = [batch[name] for name in self.inputs]
         native = (images[0].shape[-2], images[0].shape[-1])
         padded = (_up(native[0], sizes.stride), _up(native[1], sizes.stride))
         size = sizes.fixed or padded
+        if sizes.tiles is not None and native[0] > sizes.tiles.size[0]:
+            rows = sizes.tiles._replace(
+                size=(sizes.tiles.size[0], max(size[1], padded[1])),
+                overlap=(sizes.tiles.overlap[0], 0),
+            )
+            return _in_tiles(network, images, rows, sizes)
         if size == padded or sizes.native_padded:
             padding = _padding(native, size, sizes.source)
             return crop(network(*(_pad(image, padding) for image in images)), padding)
@@ -304,6 +313,63 @@ def _up(side: int, stride: int) -> int:
     return -(-side // stride) * stride
 
 
+def _fitting(tiles: Tiles, native: Size, sizes: InputSizes) -> Tiles:
+    """The tiles for an image; along a side that needs only one, as short as the network allows."""
+    sides = [
+        (tile, overlap) if length > tile or sizes.fixed else (_up(length, sizes.stride), 0)
+        for length, tile, overlap in zip(native, tiles.size, tiles.overlap, strict=True)
+    ]
+    (height, rows), (width, columns) = sides
+    return tiles._replace(size=(height, width), overlap=(rows, columns))
+
+
+def _in_tiles(
+    network: Network,
+    images: Sequence[Tensor],
+    tiles: Tiles,
+    sizes: InputSizes,
+    whole: Tensor | None = None,
+) -> Tensor:
+    """Prediction (B, H, W) of native images, blended from those of their tiles.
+
+    Args:
+        network: see `Task.at_native_size`.
+        images: its inputs, (B, 3, H, W); borders are repeated where one is smaller than a tile.
+        tiles: of a size that the network takes.
+        sizes: what the network takes.
+        whole: prediction (B, H, W) of the whole image, to whose scale and shift every tile is
+            brought; None: tiles agree by themselves.
+
+    Raises:
+        SpecError: the network takes another size only.
+    """
+    if sizes.fixed not in (None, tiles.size):
+        problem = f"tiles are {_words(tiles.size)}, the network takes {_words(sizes.fixed)} only"
+        remedy = "Set crop_size to that size, export a larger graph, or set it to false"
+        raise SpecError([SpecProblem(str(sizes.source), "train.inference_tile", problem, remedy)])
+    count, _, *native = images[0].shape
+    height, width = (max(pair) for pair in zip(native, tiles.size, strict=True))
+    padding = centred_padding(height - native[0], width - native[1])
+    padded = [_pad(image, padding) for image in images]
+    goal = None if whole is None else _pad(whole[:, None], padding)[:, 0]
+
+    def predict(rows: slice, columns: slice) -> Tensor:
+        found = network(*(image[..., rows, columns] for image in padded))
+        return found if goal is None else _fitted(found, goal[:, rows, columns])
+
+    return crop(tiles.blend((count, height, width), predict), padding)
+
+
+def _fitted(prediction: Tensor, goal: Tensor) -> Tensor:
+    """The prediction at the scale and shift of `goal`, (B, h, w); `goal` where it is constant."""
+    alignment = align(prediction, goal, torch.ones_like(goal, dtype=torch.bool))
+    return torch.where(alignment.found[:, None, None], alignment.aligned, goal)
+
+
+def _words(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
 def _padding(native: Size, size: Size, source: Path | str) -> Padding:
     vertical, horizontal = size[0] - native[0], size[1] - native[1]
     if min(vertical, horizontal) < 0:
@@ -336,6 +402,7 @@ class MonoTask(Task[MonoSpec]):
     error_unit = "%"
     encoder = "pretrained."  # names of its parameters start so, those of the head do not
     is_inverse: ClassVar[bool]
+    is_affine: ClassVar[bool]  # every prediction has a scale and shift of its own
 
     @abstractmethod
     def compare(self, prediction: Tensor, truth: Tensor, valid: Tensor, spec: MonoSpec) -> Tensor:
@@ -378,9 +445,17 @@ class MonoTask(Task[MonoSpec]):
         return {network_size(size, crop_size) for size in native}
 
     def at_native_size(self, network: Network, batch: Batch, sizes: InputSizes) -> Tensor:
-        """The map resized to the size of the ground truth, which is native."""
-        size = batch["target"].shape[-2:]
-        found = network(batch["image"])[:, None]
+        """The map resized to the size of the ground truth, which is native; or that of tiles."""
+        height, width = batch["target"].shape[-2:]
+        if sizes.tiles is None or not sizes.tiles.cut((height, width)):
+            return self._whole(network, batch)
+        tiles = _fitting(sizes.tiles, (height, width), sizes)
+        whole = self._whole(network, batch) if self.is_affine else None
+        return _in_tiles(network, [batch["native_image"]], tiles, sizes, whole)
+
+    def _whole(self, network: Network, batch: Batch) -> Tensor:
+        """Prediction (B, H, W) of the image as the loader has resized it."""
+        found, size = network(batch["image"])[:, None], batch["target"].shape[-2:]
         return F.interpolate(found, size=size, mode="bilinear", align_corners=True)[:, 0]
 
     def validation_terms(
@@ -425,7 +500,7 @@ class MetricTask(MonoTask["MetricDepthExperiment"]):
     declared = MONO_METRICS
     limit_keys = "dataset.min_depth and dataset.max_depth"
     bound = ("dataset.max_depth",)
-    is_inverse = False
+    is_inverse = is_affine = False
 
     def compare(
         self, prediction: Tensor, truth: Tensor, valid: Tensor, spec: MetricDepthExperiment
@@ -456,7 +531,7 @@ class RelativeTask(MonoTask["RelativeDepthExperiment"]):
     unit = ""
     declared = RELATIVE_METRICS
     limit_keys = "dataset.eval_crop"
-    is_inverse = True
+    is_inverse = is_affine = True
 
     def compare(
         self, prediction: Tensor, truth: Tensor, valid: Tensor, spec: RelativeDepthExperiment

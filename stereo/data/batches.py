@@ -5,6 +5,7 @@
 | left, right | float32 (B, 3, H, W), (x / 255 - mean) / std |
 | disparity | float32 (B, 1, H, W) px, +inf where unknown |
 | image | float32 (B, 3, h, w), the same of a single image at the size of the network |
+| native_image | float32 (B, 3, H, W), the same at native size; only for tiles |
 | target | float32 (B, 1, H, W), +inf where unknown or outside the limits |
 | valid | bool (B, 1, H, W): the truth is known, within the limits, and counts in the evaluation |
 | truth_pixels | int64 (B,): known pixels before the limits |
@@ -113,7 +114,11 @@ class Preparation(ABC):
 
 
 def preparation(
-    spec: ExperimentSpec, augmentation: AugmentSpec, input_size: Size | None = None
+    spec: ExperimentSpec,
+    augmentation: AugmentSpec,
+    input_size: Size | None = None,
+    *,
+    keep_native: bool = False,
 ) -> Preparation:
     """What turns the samples of an experiment into arrays.
 
@@ -122,10 +127,11 @@ def preparation(
         augmentation: of the split.
         input_size: [height, width] px of single images outside training; None: whatever covers
             `augmentation.crop_size` and keeps the aspect.
+        keep_native: whole single images are wanted at native size, too.
     """
     if family_of(spec.dataset.dataset_name) == "stereo":
         return _Pairs(spec, augmentation)
-    return _Images(spec, augmentation, input_size)
+    return _Images(spec, augmentation, input_size, keep_native=keep_native)
 
 
 class _Pairs(Preparation):
@@ -170,10 +176,18 @@ class _Images(Preparation):
     samples = "images"
     whole_words = "images are resized for the network and scored at native size"
 
-    def __init__(self, spec: ExperimentSpec, augmentation: Any, input_size: Size | None) -> None:
+    def __init__(
+        self,
+        spec: ExperimentSpec,
+        augmentation: Any,
+        input_size: Size | None,
+        *,
+        keep_native: bool,
+    ) -> None:
         super().__init__(augmentation)
         self._augmentation = augmentation
         self._input_size = input_size
+        self._keep_native = keep_native
         low, high = (value_at(spec, f"dataset.{end}_depth") for end in ("min", "max"))
         is_metric = low is not None
         self.limits = (low, high) if is_metric else (0.0, RELATIVE_LIMIT)
@@ -194,8 +208,10 @@ class _Images(Preparation):
 
     def whole(self, sample: MonoSample, form: MonoFormat) -> Batch:
         target, scored = self._target(sample), self._scored(sample, form)
+        native = {"native_image": self._normalised(sample.image)} if self._keep_native else {}
         return {
             "image": self._normalised(self._resized(sample.image)),
+            **native,
             "target": target[None],
             "valid": (np.isfinite(target) & scored)[None],
             "truth_pixels": np.count_nonzero(sample.valid & scored),

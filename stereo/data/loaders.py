@@ -116,7 +116,8 @@ def evaluation_loader(
         DataError: faulty annotation files, listed with line and reason (exit code 2).
     """
     entries = entries_of(split, spec, inference=inference)
-    prepare = preparation(spec, split.augmentation, input_size)
+    tiled = spec.train.inference_tile
+    prepare = preparation(spec, split.augmentation, input_size, keep_native=tiled)
     samples = WholeSamples(entries, prepare, open_cache(spec.dataset))
     return _whole_loader(samples, split, batch_size)
 

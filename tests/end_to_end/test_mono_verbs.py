@@ -193,6 +193,22 @@ def test_scores_are_those_of_the_saved_maps_at_native_size(run: Run) -> None:
     assert scores["abs_rel"] == pytest.approx(np.concatenate(errors).mean(), rel=1e-3)
 
 
+def test_tiles_change_the_scores_of_images_larger_than_a_tile_only(run: Run) -> None:
+    source = run.source("test", run.root / "lists" / "val.txt")
+    weights = f"evaluate.checkpoint={run.checkpoint}"
+    tiled = ["train.inference_tile=true", "train.tile_min_overlap=[8, 8]"]
+    scores: dict[tuple[str, bool], float] = {}
+    for size in ("[28, 42]", "[70, 84]"):
+        crop = f"dataset.test_dataset.augmentation.crop_size={size}"
+        for values in ([], tiled):
+            assert run.verb("evaluate", "tiled", *source, weights, crop, *values) == 0
+            result = run.results("tiled")
+            assert result["images"] == 2
+            scores[size, bool(values)] = result["abs_rel"]
+    assert scores["[70, 84]", True] == scores["[70, 84]", False]
+    assert scores["[28, 42]", True] != scores["[28, 42]", False]
+
+
 def test_inference_needs_no_ground_truth_and_takes_sizes_as_they_come(run: Run) -> None:
     folder = run.root / "photos"
     folder.mkdir()

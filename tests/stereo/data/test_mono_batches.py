@@ -158,6 +158,19 @@ def test_a_fixed_network_gets_its_size_whatever_the_aspect(
     np.testing.assert_allclose(batch["image"][0], normalised(resized), atol=1e-5)
 
 
+def test_tiles_need_the_image_at_native_size_too(images: Make) -> None:
+    path = images((50, 61), (50, 61))
+    spec = metric(split(path, "MetricMonoDataset"))
+    (without,) = scored(spec)
+    spec.train.inference_tile = True
+    (batch,) = scored(spec)
+    assert set(batch) - set(without) == {"native_image"}
+    assert torch.equal(batch["image"], without["image"])
+    for number in (0, 1):
+        expected = normalised(picture_of(path, number))
+        np.testing.assert_allclose(batch["native_image"][number], expected, atol=1e-5)
+
+
 def test_only_images_of_one_native_size_share_a_batch(images: Make) -> None:
     path = images((50, 61), (50, 61), (40, 61), (50, 61))
     batches = scored(metric(split(path, "MetricMonoDataset")))
