@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from automl.algorithms.table import make_algorithm
 from automl.budget import Budget
@@ -34,7 +34,7 @@ from automl.promote.isolated import Outcome, run_action
 from automl.resources import of_study
 from automl.runners import run_driver
 from automl.store import ResolvedStudy, Study, open_study, owner_of, read_lock
-from automl.study_spec import DataOption, load_study
+from automl.study_spec import DataOption, get_path, load_study
 from automl.trial import TRIAL_VARIABLE, TrialDriver
 
 LOG_BYTES = 16 * 2**20  # room for logs, reports and TensorBoard events of a study
@@ -275,6 +275,16 @@ def refuse_second_driver(directory: Path) -> None:
         )
 
 
+def _checkpoint_mb(prepared: Prepared) -> float:
+    """Size of a checkpoint: one for all, or by the value of a field of the base spec."""
+    given = prepared.metadata.get("checkpoint_mb", 0.0)
+    if not isinstance(given, Mapping):
+        return float(given)
+    ((path, sizes),) = cast("Mapping[str, Mapping[str, float]]", given).items()
+    value = str(get_path(prepared.resolved.base_spec, path))
+    return float(sizes.get(value, max(sizes.values())))
+
+
 def refuse_without_space(prepared: Prepared) -> None:
     """Raise when the disk cannot hold what the study keeps at any one time.
 
@@ -284,7 +294,7 @@ def refuse_without_space(prepared: Prepared) -> None:
     place = prepared.directory.resolve()
     while not place.exists():
         place = place.parent
-    one = int(float(prepared.metadata.get("checkpoint_mb", 0.0)) * 2**20)
+    one = int(_checkpoint_mb(prepared) * 2**20)
     concurrent = of_study(prepared.resolved.study).max_concurrent
     held = sum(
         file.stat().st_size

@@ -29,6 +29,7 @@ _METRIC_LIMITS = {
     "dataset.min_depth": 0.001,
     "dataset.max_depth": 10.0,
 }
+_CHECKPOINT_MB = {"model.encoder": {"vits": 284, "vitb": 1116, "vitl": 3838, "vitg": 14399}}
 _NO_LIMITS = {"dataset.min_depth": None, "dataset.max_depth": None}
 _DEPTH_ANYTHING = "model.stereo_backbone.depth_anything_v2_pretrained_path"
 _VIT_FIELDS = (
@@ -59,7 +60,8 @@ class Model:
         default_dataset: class of an annotation file that is given without one.
         weight_keys: any of these set means that training starts from loaded weights.
         part_keys: files that fill a part of the network, and the fields that shape that part.
-        checkpoint_mb: with AdamW state at the default widths; a study plans its disk with it.
+        checkpoint_mb: with AdamW state at the default widths, or by the value of a field; a study
+            plans its disk with it.
         seconds_per_epoch: of the packaged profile, one core; docs/performance.md.
     """
 
@@ -75,7 +77,7 @@ class Model:
     parity_limits: Mapping[str, Mapping[str, float]]
     default_dataset: str
     weight_keys: tuple[str, ...]
-    checkpoint_mb: int
+    checkpoint_mb: int | Mapping[str, Mapping[str, int]]
     seconds_per_epoch: Mapping[str, int]
     spec_params: Mapping[str, Mapping[str, str]] = field(default_factory=dict[str, Any])
     shorthands: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -327,7 +329,7 @@ MODELS: Mapping[str, Model] = {
             default_dataset="MetricMonoDataset",
             weight_keys=_TRAIN_WEIGHTS,
             part_keys={_BACKBONE: ("model.encoder",)},
-            checkpoint_mb=4000,
+            checkpoint_mb=_CHECKPOINT_MB,
             seconds_per_epoch={"cpu": 30},
             spec_params={"train": {_BACKBONE: "ptm"}},
             shorthands={"depth_anything_ptm": _BACKBONE},
@@ -346,7 +348,7 @@ MODELS: Mapping[str, Model] = {
             default_dataset="RelativeMonoDataset",
             weight_keys=_TRAIN_WEIGHTS,
             part_keys={_BACKBONE: ("model.encoder",)},
-            checkpoint_mb=4000,
+            checkpoint_mb=_CHECKPOINT_MB,
             seconds_per_epoch={"cpu": 30},
             spec_params={"train": {_BACKBONE: "ptm"}},
             shorthands={"depth_anything_ptm": _BACKBONE},

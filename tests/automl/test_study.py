@@ -167,10 +167,20 @@ def test_a_wrong_spec_is_refused_before_the_first_trial() -> None:
         run("train.optim.optimizer=Foo", search={"drop": ["train.optim.optimizer"]})
 
 
-def test_a_disk_that_is_too_small_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "size",
+    [
+        1e9,
+        {"train.optim.optimizer": {"AdamW": 1e9, "SGD": 1}},
+        {"train.optim.optimizer": {"Another": 1e9, "SGD": 1}},  # of an unknown value the largest
+    ],
+)
+def test_a_disk_that_is_too_small_is_refused(size: object) -> None:
     Path("tiny.yaml").write_text(yaml.safe_dump(STUDY))
     prepared = prepare("tiny.yaml", trainable=NAME)
-    prepared.metadata["checkpoint_mb"] = 1e9  # type: ignore[index]
+    prepared.metadata["checkpoint_mb"] = {"train.optim.optimizer": {"AdamW": 1, "SGD": 1e9}}  # type: ignore[index]
+    refuse_without_space(prepared)
+    prepared.metadata["checkpoint_mb"] = size  # type: ignore[index]
 
     with pytest.raises(RefusedError, match=r"MiB are free, the study needs about \d+ MiB"):
         refuse_without_space(prepared)
