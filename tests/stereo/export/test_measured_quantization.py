@@ -78,7 +78,7 @@ def graph(kit: MonoKit, images: list[Tensor], tmp_path_factory: pytest.TempPathF
 
 
 def _told(name: str, size: float, drift: float) -> None:
-    print(f"{name}: {size / 1e6:.1f} MB, mean relative change {100 * drift:.2f} %")
+    print(f"{name}: {size / 1e6:.1f} MB, changes by {100 * drift:.2f} %")  # noqa: T201
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from stereo.errors import BackendMissingError, EngineError, SpecError
 from stereo.export.graph import export_graph
 from stereo.export.quantization import drift_of, quantize_model
 from stereo.files import sha256
+from stereo.parent import infer
 from stereo.predict import load_predictor
 from stereo.spec.data import DataSource
 from stereo.spec.experiment import ExperimentSpec
@@ -208,6 +209,24 @@ def test_a_device_that_is_missing_is_named(spec: ExperimentSpec, tmp_path: Path)
     spec.quantize.device = "cuda:1"
     with pytest.raises(BackendMissingError, match=r"quantize\.device=cuda:1: no NVIDIA GPU"):
         quantize_model(spec, tmp_path)
+
+
+def test_a_graph_is_quantised_by_the_verb_and_taken_up_by_its_children(
+    graph: Path, small_data: EmbeddedSet, tmp_path: Path
+) -> None:
+    images = {"images_dir": str(small_data.train)}
+    section = {"model_path": str(graph), "mode": "static_ptq"}
+    values = {"dataset": {"quant_calibration_dataset": images}, "quantize": section}
+    result = actions.run("quantize", values, tmp_path)
+    assert result.status == "ok", result.detail
+    status = [json.loads(line) for line in (tmp_path / "status.json").read_text().splitlines()]
+    assert status[-1]["kpi"]["quantize/drift"] == result.metrics["quantize/drift"]
+    for action, key in (
+        ("evaluate", "evaluate.trt_engine"),
+        ("inference", "inference.trt_engine"),
+        ("gen_trt_engine", "gen_trt_engine.onnx_file"),
+    ):
+        assert infer(tmp_path, action).values[key] == str(tmp_path / "quantized_model.onnx")
 
 
 # -- from a checkpoint ----------------------------------------------------------------------------
