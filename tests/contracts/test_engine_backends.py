@@ -217,7 +217,7 @@ class TestPrecisions:
         assert all(0 <= done <= (total or done) for _, done, total in told)
         if backend.name != "onnxruntime":  # which builds nothing
             assert len(told) > 10
-            assert {done == total for _, done, total in told} == {True, False}
+            assert any(0 < done < (total or 0) for _, done, total in told)
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def test_more_drift_than_allowed_fails_with_the_report_written(
 
 def test_drift_is_the_mean_relative_change_of_all_pixels() -> None:
     before = [np.array([1.0, 2.0]), np.array([-4.0])]
-    found = drift_of(before, [np.array([1.1, 2.0]), np.array([-4.0])])
+    found = drift_of(before, [np.array([1.0, 2.0]), np.array([-4.4])])
     assert found.mean_relative == pytest.approx(0.1 / 3)
     assert found.images == 2
     assert drift_of(before, before).correlation == pytest.approx(1)
@@ -227,6 +227,14 @@ def test_a_graph_is_quantised_by_the_verb_and_taken_up_by_its_children(
         ("gen_trt_engine", "gen_trt_engine.onnx_file"),
     ):
         assert infer(tmp_path, action).values[key] == str(tmp_path / "quantized_model.onnx")
+
+
+def test_a_graph_is_not_asked_for_what_a_checkpoint_tells(graph: Path, tmp_path: Path) -> None:
+    model = {"model_type": "FoundationStereo", "variant": "auto"}
+    values = {"model": model, "quantize": {"model_path": str(graph)}}
+    result = actions.run("quantize", values, tmp_path)
+    assert result.status == "invalid_spec"
+    assert "'FoundationStereo', the graph has 'FastFoundationStereo'" in result.detail
 
 
 # -- from a checkpoint ----------------------------------------------------------------------------
