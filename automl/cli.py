@@ -422,7 +422,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from automl.live import status_text, watch
+    from automl.live import seconds_left, status_text, watch
     from automl.store import read_study
 
     directory = _study_directory(arguments.study)
@@ -430,7 +430,8 @@ def _status(arguments: argparse.Namespace) -> int:
         return watch(directory)
     study = read_study(directory)
     if arguments.json:
-        _say(json.dumps({**_facts(study), "every_trial": _trial_facts(study)}, indent=2))
+        left = {"seconds_left": seconds_left(study)}
+        _say(json.dumps({**_facts(study), **left, "every_trial": _trial_facts(study)}, indent=2))
     else:
         _say(status_text(study))
     return 0

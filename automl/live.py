@@ -224,15 +224,22 @@ def _how_started(event: Mapping[str, Any]) -> str:
 
 def status_text(study: Study) -> str:
     """Return the state of a study as plain text: how far, its trials, the best."""
-    last = datetime.fromisoformat(study.events[-1]["time"]).timestamp()
-    how_far = progress(study, last)
-    left = how_far.left
-    if left is not None:  # since the last event the clock went on
-        left = max(0.0, left - (time.time() - last))
+    how_far, left = progress(study, _last_event(study)), seconds_left(study)
     text = io.StringIO()
     console = Console(file=text, width=TEXT_WIDTH, color_system=None)
     console.print(_picture(study, how_far, left))
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def seconds_left(study: Study) -> float | None:
+    """Return the expected seconds to the end of a study, None while nothing is known about them."""
+    last = _last_event(study)
+    left = progress(study, last).left
+    return None if left is None else max(0.0, left - (time.time() - last))  # the clock went on
+
+
+def _last_event(study: Study) -> float:
+    return datetime.fromisoformat(study.events[-1]["time"]).timestamp()
 
 
 def watch(directory: Path, stream: TextIO | None = None) -> int:

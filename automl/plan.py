@@ -91,6 +91,7 @@ class Plan:
     resources: dict[str, Any]
     where: str
     forecast: dict[str, Any]
+    confirm: int
     at_the_end: list[dict[str, str]]
     engine: str
 
@@ -436,6 +437,7 @@ def make_plan(prepared: Prepared, promotion: Sequence[tuple[str, str]]) -> Plan:
         resources=asdict(share),
         where=_where(study, share),
         forecast={**asdict(ahead), "seconds_per_epoch_from": source},
+        confirm=study.confirm,
         at_the_end=steps if study.promote.enabled else [],
         engine=engine_in_words(resolved.base_spec),
     )
@@ -596,13 +598,13 @@ def _cost_section(plan: Plan) -> str:
     limits = ", ".join(f"{key} {limit:g}" for key, limit in plan.budget.items())
     known = ahead["seconds"] is not None
     time = f"about {duration(ahead['seconds'])}" if known else "unknown"
-    time += f", cost {ahead['cost']:.2f}," if ahead["cost"] is not None else ""
+    time += f", cost {ahead['cost']:.2f}" if ahead["cost"] is not None else ""
     source = f"; measured in {ahead['seconds_per_epoch_from']}" if known else ""
     return "\n".join(
         [
             "Cost:",
             f"  budget      {limits}",
-            f"  forecast    {time} for the trials ({ahead['origin']}{source})",
+            f"  forecast    {time} ({ahead['origin']}{source})",
             f"  machine     {machine['cores']} cores, {machine['gpus']} GPUs,"
             f" {machine['memory_gib']} GiB memory ({machine['memory_free_gib']} free)",
             f"  per trial   {share['cpus']:g} cores, {share['gpus']:g} GPUs,"
@@ -613,6 +615,15 @@ def _cost_section(plan: Plan) -> str:
 
 
 def _end_section(plan: Plan) -> str:
+    repeat = (
+        f"After the search: baseline and winner again on {plan.confirm} further seeds each.\n\n"
+        if plan.confirm
+        else ""
+    )
+    return repeat + _promotion_section(plan)
+
+
+def _promotion_section(plan: Plan) -> str:
     if not plan.at_the_end:
         return "At the end: the report; promotion is switched off (promote.enabled)."
     rows = [(step["step"], step["does"]) for step in plan.at_the_end]

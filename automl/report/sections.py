@@ -75,6 +75,7 @@ def tuned(study: Study) -> Html:
         ("Data", f"training {_data(settings.data.train)}; validation {_data(settings.data.val)}"),
         ("Algorithm", f"{settings.algorithm.name}: {row.sampler} proposes; {early}"),
         ("Budget", ", ".join(f"{key} {value}" for key, value in limits.items())),
+        ("Confirmation", _confirmation(settings.confirm)),
     ]  # fmt: skip
     return join(
         [
@@ -118,6 +119,12 @@ def _not_loaded(study: Study) -> Html:
         else tag("p", "Every trial so far found a value for every tensor.")
     )
     return join(parts)
+
+
+def _confirmation(count: int) -> str:
+    if not count:
+        return "none: baseline and best are trained once"
+    return f"baseline and best are trained again on {count} further seeds"
 
 
 def _full(study: Study) -> int:

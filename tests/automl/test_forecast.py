@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from automl.algorithms.rungs import Rungs
 from automl.budget import Budget
 from automl.forecast import EpochTimes, epochs_left, forecast
+from automl.live import seconds_left
 from automl.plan import prepare
 from automl.space import build_space, read_fields
 from automl.store import ResolvedStudy, Study, TrialRecord, open_study
@@ -164,6 +166,20 @@ def test_confirmation_is_counted_until_it_has_ended(tmp_path):
     study.append({"kind": "confirm_started", "run": 0, "trial": 0, "params": {}, "seed": 1})
     study.append({"kind": "confirm_epoch", "run": 0, "epoch": 1, "metrics": {}, "checkpoint": None})
     assert forecast(study.resolved, study).epochs == 7
+    study.close()
+
+
+def test_the_time_left_falls_with_the_clock_after_the_last_event(tmp_path, monkeypatch):
+    study = open_study(
+        studies.resolved(tmp_path, budget={"trials": 1}, runner="local",
+                         spec={"train": {"num_epochs": 9}}), tmp_path / "s")  # fmt: skip
+    assert seconds_left(study) is None
+    studies.start(study, 0, {})
+    studies.finish_epoch(study, 0, 1, 1.0)
+    now = time.time()
+    assert seconds_left(study) == pytest.approx(16.0, abs=1.0)
+    monkeypatch.setattr(time, "time", lambda: now + 10)
+    assert seconds_left(study) == pytest.approx(6.0, abs=1.0)
     study.close()
 
 

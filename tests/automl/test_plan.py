@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from automl.contract import find_trainable
 from automl.errors import SchemaError, StudySpecError
 from automl.plan import default_name, duration, make_plan, plain_spec, prepare, render
 from automl.promote.chain import STEP_SENTENCES
-from tests.automl.quadratic import NAME
+from tests.automl.quadratic import NAME, SCHEMAS, Quadratic
 
 STUDY = """\
 model: quadratic
@@ -46,6 +47,29 @@ def test_the_plan_says_what_is_searched_and_what_is_not(study_file: Path) -> Non
     assert "train.optim.lr  1e-06..0.1 log  0.0001" in text
     assert "train.flip      0..1            0.25" in text
     assert "train.optim.momentum  acts only with train.optim.optimizer = SGD" in text
+
+
+def test_the_plan_says_what_confirmation_adds_and_what_it_costs(study_file: Path) -> None:
+    study_file.write_text(STUDY.replace("hours: 1.5", "cost_per_hour: 2.5") + "confirm: 3\n")
+
+    text = plan_of(study_file)
+
+    assert "After the search: baseline and winner again on 3 further seeds each." in text
+    assert "baseline and winner 3 times more (confirm)" in text
+    assert "cost_per_hour 2.5" in text
+
+
+def test_confirm_needs_a_seed_to_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    schemas = tmp_path / "schemas" / "quadratic"
+    shutil.copytree(SCHEMAS / "quadratic", schemas)
+    file = schemas / "train.schema.json"
+    file.write_text(file.read_text().replace('"seed"', '"grain"'))
+    monkeypatch.setattr(Quadratic, "schema_dir", schemas.parent)
+    (tmp_path / "s.yaml").write_text("model: quadratic\nbudget: {trials: 2}\nconfirm: 2\n")
+    with pytest.raises(
+        StudySpecError, match=r"confirm: needs the field train\.seed, which quadrat"
+    ):
+        prepare(tmp_path / "s.yaml", trainable=NAME)
 
 
 def test_the_plan_says_objective_budget_resources_and_what_follows(study_file: Path) -> None:
