@@ -812,12 +812,15 @@ def _kind_of_model(spec: ExperimentSpec) -> str | None:
 
 
 def _types_of_backend(spec: ExperimentSpec) -> str | None:
-    able = (*_TYPES_OF_BACKEND[spec.quantize.backend], "native", None)
-    given = [t for layer in spec.quantize.layers for t in (layer.weights.dtype,
-             layer.activations.dtype)]  # fmt: skip
-    wrong = [name for name in given if name not in able]
-    return _said_if(bool(wrong), f"got {', '.join(map(str, wrong))}, {spec.quantize.backend} has"
-                                 f" {', '.join(map(str, able[:-1]))}")  # fmt: skip
+    backend, layers = spec.quantize.backend, spec.quantize.layers
+    able = (*_TYPES_OF_BACKEND[backend], "native")
+    types = [kind for layer in layers for kind in (layer.weights.dtype, layer.activations.dtype)]
+    given = {str(kind) for kind in types if kind is not None}
+    wrong = sorted(given.difference(able))
+    if wrong:
+        return f"got {', '.join(wrong)}, {backend} has {', '.join(able)}"
+    several = backend == "modelopt.onnx" and len(given - {"native"}) > 1
+    return _said_if(several, f"{backend} quantises all modules to one type")
 
 
 def _native_activations(spec: ExperimentSpec) -> str | None:

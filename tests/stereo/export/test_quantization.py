@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,19 @@ from torch import Tensor, nn
 
 from stereo import actions
 from stereo.checkpoints import files
-from stereo.data.generator import EmbeddedSet
-from stereo.engines import base, precision
+from stereo.data.generator import EMBEDDED_IMAGES, EmbeddedSet, write_embedded_images
+from stereo.engines import BACKENDS, base, precision
 from stereo.errors import BackendMissingError, EngineError, SpecError
 from stereo.export.graph import export_graph
 from stereo.export.quantization import drift_of, quantize_model
 from stereo.files import sha256
 from stereo.parent import infer
 from stereo.predict import load_predictor
+from stereo.registry import MODELS
+from stereo.spec import models
 from stereo.spec.data import DataSource
 from stereo.spec.experiment import ExperimentSpec
+from stereo.spec.load import to_dict
 from tests.stereo.tiny_stereo import CHANNELS, TinyStereo, tiny_spec
 
 
@@ -248,6 +252,56 @@ def values(
     return {**small_values, "quantize": {"model_path": str(small_weights)}}
 
 
+@pytest.mark.usefixtures("thin_vits")
+@pytest.mark.parametrize(
+    "key", ["mono_metric", pytest.param("mono_relative", marks=pytest.mark.slow)]
+)
+def test_a_monocular_checkpoint_becomes_an_int8_graph_with_scores_and_an_engine(
+    key: str, tmp_path: Path
+) -> None:
+    entry, dataset = MODELS[key], models.MODELS[key].default_dataset
+    experiment: Any = entry.experiment()
+    experiment.model.encoder = "vits"
+    torch.manual_seed(0)
+    network = entry.build(experiment)
+    weights = tmp_path / "dn_model_best.pth"
+    state = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
+    files.write(weights, {"state_dict": state, "spec": to_dict(experiment)})
+    layout = replace(EMBEDDED_IMAGES, train_pairs=2, val_pairs=2, train_size=(40, 60))
+    _, truth = write_embedded_images(tmp_path / "data", dataset, replace(layout, val_size=(40, 60)))
+    images = {"images_dir": str(truth.parent / "train")}
+    sources = [{"dataset_name": dataset, "data_file": str(truth)}]
+    values: dict[str, Any] = {
+        "model": {"model_type": entry.model_type, "encoder": "vits"},
+        "dataset": {
+            "val_dataset": {"data_sources": sources, "workers": 0},
+            "test_dataset": {"data_sources": sources, "workers": 0},
+            "quant_calibration_dataset": images,
+        },
+        "export": {"input_height": 42, "input_width": 56, "batch_size": 1},
+        "quantize": {"model_path": str(weights), "mode": "static_ptq"},
+    }
+    result = actions.run("quantize", values, tmp_path / "quantize")
+    assert result.status == "ok", result.detail
+    report = json.loads(result.artifacts["report"].read_text())
+    assert 0 < report["drift"]["mean_relative"] < 0.05
+    assert report["drift"]["images"] > 1
+    assert set(report["modules"]["matched"]) >= {"pretrained.blocks.0.mlp.fc1"}
+    assert report["accuracy"]["before"].keys() == report["accuracy"]["after"].keys() >= {"abs_rel"}
+
+    graph = str(result.artifacts["model"])
+    again = actions.run("evaluate", {**values, "evaluate": {"trt_engine": graph}}, tmp_path / "e")
+    assert again.metrics["val/abs_rel"] == result.metrics["val/abs_rel"]
+    section = {"onnx_file": graph, "tensorrt": {"data_type": "int8"}}
+    built = actions.run(
+        "gen_trt_engine", {**values, "gen_trt_engine": section}, tmp_path / "engine"
+    )
+    assert built.status == "ok", built.detail
+    facts = base.read_sidecar(built.artifacts["engine"])
+    assert facts is not None
+    assert facts["int8_share"] >= 0.8
+
+
 @pytest.mark.slow
 def test_a_checkpoint_is_exported_quantised_and_scored_as_a_verb(
     values: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -264,6 +318,25 @@ def test_a_checkpoint_is_exported_quantised_and_scored_as_a_verb(
     again = actions.run("evaluate", evaluate, tmp_path / "evaluate")
     assert again.metrics == scores
     assert "ONNX Runtime CPU int8" in again.detail
+
+
+@pytest.mark.slow
+def test_a_quantised_stereo_network_builds_ahead_of_time_with_int8_products(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    if BACKENDS["tensorrt_rtx"].available() is not None:
+        pytest.skip("tensorrt_rtx is not installed")
+    values["quantize"]["mode"] = "static_ptq"
+    result = actions.run("quantize", values, tmp_path / "quantize")
+    assert result.status == "ok", result.detail
+    graph = str(result.artifacts["model"])
+    engine = {"onnx_file": graph, "backend": "tensorrt_rtx", "tensorrt": {"data_type": "int8"}}
+    built = actions.run("gen_trt_engine", {**values, "gen_trt_engine": engine}, tmp_path / "engine")
+    assert built.status == "ok", built.detail
+    facts = base.read_sidecar(built.artifacts["engine"])
+    assert facts is not None
+    assert facts["int8_share"] >= 0.8
+    assert facts["layer_types"]["DEQUANTIZE"] > 50
 
 
 @pytest.mark.slow

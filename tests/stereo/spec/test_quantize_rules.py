@@ -41,6 +41,15 @@ BROKEN = [
     ),
     (
         "quantize.layers",
+        (
+            *STATIC,
+            "quantize.backend=modelopt.onnx",
+            "quantize.layers=[{module_name: a}, {module_name: b, weights: {dtype: fp8_e4m3fn}}]",
+        ),
+        "modelopt.onnx quantises all modules to one type",
+    ),
+    (
+        "quantize.layers",
         (*STATIC, "quantize.layers=[{module_name: a, activations: {dtype: native}}]"),
         "Set both types to native",
     ),
