@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from stereo.spec.experiment import ExperimentSpec
 
 # Fields of `model` that a graph does not fix: its own iterations are in its sidecar.
-FREE_FIELDS = ("train_iters", "valid_iters", "low_memory", "mixed_precision")
+FREE_FIELDS = ("train_iters", "valid_iters", "low_memory", "mixed_precision", "compile")
 
 
 class Predictor:
@@ -165,6 +165,8 @@ def _refuse_other_meaning(checkpoint: Path, task: Task[Any], spec: ExperimentSpe
 def _checkpoint(path: Path, spec: ExperimentSpec, task: Task[Any]) -> Network:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = load_network(path, spec).to(device)
+    if spec.model.compile:
+        network.compile()
 
     def run(*images: Tensor) -> Tensor:
         with torch.inference_mode(), _float32():

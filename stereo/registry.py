@@ -104,7 +104,10 @@ def _relative() -> Task[Any]:
 def _build_fast_foundation_stereo(spec: ExperimentSpec) -> nn.Module:
     from stereo.nets.fast_foundation_stereo import FastFoundationStereo
 
-    return FastFoundationStereo(spec.model)
+    network = FastFoundationStereo(spec.model)
+    if spec.train.activation_checkpoint:
+        network.checkpoint_activations()
+    return network
 
 
 def _fast_foundation_stereo_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -116,7 +119,10 @@ def _fast_foundation_stereo_names(state: dict[str, Tensor]) -> dict[str, Tensor]
 def _build_foundation_stereo(spec: FoundationStereoExperiment) -> nn.Module:
     from stereo.nets.foundation_stereo import FoundationStereo
 
-    return FoundationStereo(spec.model)
+    network = FoundationStereo(spec.model)
+    if spec.train.activation_checkpoint:
+        network.checkpoint_activations()
+    return network
 
 
 def _foundation_stereo_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

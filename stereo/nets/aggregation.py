@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
 from stereo.nets.blocks import (
     AxialConv3d,
@@ -230,11 +229,7 @@ class DisparityTransformer(nn.Module):
         if runs_eagerly_on_cpu(tokens):
             pixels = max(1, self.CHUNK // int(tokens.shape[1]))
             return _ChunkedFunction.apply(self._layers, pixels, self.training, tokens, *parameters)
-        if not (torch.is_grad_enabled() and tokens.requires_grad):
-            return self._layers(tokens)
-        return checkpoint(
-            self._layers, tokens, use_reentrant=False, preserve_rng_state=self.training
-        )
+        return recomputed(self._layers, tokens, random=self.training)
 
     def _layers(self, tokens: Tensor) -> Tensor:
         tokens = tokens + self.position

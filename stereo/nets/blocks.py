@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from stereo.nets.recompute import announce, recomputable
 
 Norm = Callable[[int], nn.Module]
+Result = TypeVar("Result")
 
 LEAKY_SLOPE = 0.01
 
@@ -56,20 +57,22 @@ def spatial_shape(x: Tensor) -> list[int]:
     return [int(size) for size in x.shape[2:]]
 
 
-def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return `function(x)`; the backward pass computes it again instead of keeping what is inside.
+def recomputed(function: Callable[..., Result], *inputs: Any, random: bool = False) -> Result:
+    """Return `function(*inputs)`; the backward pass computes it again instead of keeping it.
 
-    Nothing random may be inside. Running statistics are updated once.
+    Running statistics are updated once. With `random`, the second computation draws the same
+    numbers as the first.
     """
-    if not (torch.is_grad_enabled() and x.requires_grad):
-        return function(x)
-    return checkpoint(
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # a compiler decides itself
+        return function(*inputs)
+    result = checkpoint(
         function,
-        x,
+        *inputs,
         use_reentrant=False,
-        preserve_rng_state=False,
+        preserve_rng_state=random,
         context_fn=lambda: (nullcontext(), BatchNorm.statistics_kept()),
     )
+    return cast(Result, result)
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -97,7 +100,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             BatchNorm._keeps_statistics = False
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.is_cuda or not (self.training or torch.is_grad_enabled()):
+        if self._is_framework_exact(input) or not (self.training or torch.is_grad_enabled()):
             if self.training and self._keeps_statistics:
                 return F.batch_norm(input, None, None, self.weight, self.bias, True, eps=self.eps)
             return super().forward(input)
@@ -105,7 +108,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def activated(self, input: Tensor, slope: float) -> Tensor:
         """Return the LeakyReLU of the normalised input; that needs nothing but the input."""
-        if input.is_cuda or not torch.is_grad_enabled():
+        if self._is_framework_exact(input) or not torch.is_grad_enabled():
             return leaky_relu_(self(input), slope)
         return self._normalised(input, slope=slope)
 
@@ -129,6 +132,10 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             running_var.lerp_(variance * (count / max(count - 1, 1)), self.MOMENTUM)
             batches.add_(1)
         return output
+
+    @staticmethod
+    def _is_framework_exact(input: Tensor) -> bool:
+        return input.is_cuda or torch.compiler.is_compiling()
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Accept any number of spatial dimensions."""

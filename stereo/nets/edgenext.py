@@ -59,8 +59,8 @@ class Mlp(nn.Module):
 
     def expand(self, x: Tensor) -> Tensor:
         """Return the scaled output for (..., C); the caller adds the residual."""
-        x = recomputable(self.norm, x)
-        return self.gamma * self.pwconv2(recomputable(F.gelu, self.pwconv1(x)))
+        wide = recomputable(self.pwconv1, recomputable(self.norm, x))
+        return self.gamma * self.pwconv2(recomputable(F.gelu, wide))
 
 
 class ConvEncoder(Mlp):

@@ -112,6 +112,7 @@ class FastFoundationStereo(StereoNetwork):
         self.candidates = spec.max_disparity // 4
         self.groups = spec.cv_group
         self.normalize = spec.gwc_feature_normalize
+        self.low_memory = spec.low_memory
         self.lookup = {"levels": spec.corr_levels, "radius": spec.corr_radius}
         c = spec.volume_dim
         widths = Widths.of(spec)

@@ -280,6 +280,7 @@ class FoundationStereo(StereoNetwork):
         self.levels = spec.n_gru_layers
         self.candidates = spec.max_disparity // 4
         self.groups = spec.cv_group
+        self.low_memory = spec.low_memory
         self.lookup = {"levels": spec.corr_levels, "radius": spec.corr_radius}
         c, vit_width = spec.volume_dim, VIT_WIDTHS[spec.encoder]
         feature_widths = SemanticFeatures.widths(SemanticFeatures.WIDTH + vit_width)

@@ -94,8 +94,10 @@ def cheap_ones_recomputed() -> Iterator[None]:
 
 def announce(tensor: Tensor, function: Callable[..., Tensor], *inputs: Tensor) -> None:
     """Say that `tensor` is `function(*inputs)`, in the same memory layout."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # a compiler decides itself
+        return
     announced = _ANNOUNCED.get()
-    if announced is not None and torch.is_grad_enabled():
+    if announced is not None:
         announced.add(tensor, _Step(function, [announced.pack(x) for x in inputs]))
 
 

@@ -11,8 +11,10 @@ Source: FoundationStereo, Wen et al., CVPR 2025; the flow is that of IGEV-Stereo
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import NamedTuple
+from enum import IntEnum
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +23,10 @@ from stereo.nets.aggregation import soft_argmin
 from stereo.nets.blocks import (
     ChannelAttention,
     ConvBlock,
+    Result,
     SpatialAttention,
     channels_last,
+    recomputed,
     runs_eagerly_on_cpu,
 )
 from stereo.nets.cost_volume import (
@@ -97,12 +101,25 @@ def half_resolution_stem(
     )
 
 
+class Leaner(IntEnum):
+    """From which `low_memory` on the backward pass computes a part again, cheapest part first."""
+
+    UPSAMPLING = 1
+    STEPS = 2
+    FEATURES = 3
+    VOLUME = 4
+
+
 class StereoNetwork(nn.Module):
     """Disparity of the left image of a rectified pair.
 
     Subclasses create the submodules declared here, in the widths of their spec.
+
+    Attributes:
+        low_memory: 0 to 4, see `Leaner`; trades time of a training step for memory.
     """
 
+    low_memory = 0
     candidates: int
     groups: int
     normalize: bool
@@ -128,6 +145,16 @@ class StereoNetwork(nn.Module):
     @abstractmethod
     def context(self, left: Tensor, features: Features) -> list[Level]:
         """Prepare the levels of the refinement."""
+
+    def checkpoint_activations(self) -> None:
+        """Compute every refinement step again in the backward pass."""
+        self.low_memory = max(self.low_memory, Leaner.STEPS)
+
+    def _part(self, part: Leaner, function: Callable[..., Result], *inputs: Any) -> Result:
+        """Return `function(*inputs)`, computed again later where memory is that low."""
+        if self.low_memory < part:
+            return function(*inputs)
+        return recomputed(function, *inputs, random=self.training)
 
     def forward(
         self,
@@ -162,12 +189,12 @@ class StereoNetwork(nn.Module):
         last_only: bool,
         init_disparity: Tensor | None,
     ) -> StereoOutput:
-        features = self.features(left, right)
-        volume = self.filtered(self._volume(features), features.left)
+        features = self._part(Leaner.FEATURES, self.features, left, right)
+        volume = self._part(Leaner.VOLUME, self._filtered_volume, features)
         if init_disparity is None:
-            init_disparity = soft_argmin(self.classifier(volume))
+            init_disparity = soft_argmin(self._part(Leaner.VOLUME, self.classifier, volume))
 
-        levels = self.context(left, features)
+        levels = self._part(Leaner.FEATURES, self.context, left, features)
         states = [level.state for level in levels]
         contexts = [self.cam(level.context) * level.context for level in levels]
         attentions = [self.sam(context) for context in contexts]
@@ -175,16 +202,22 @@ class StereoNetwork(nn.Module):
         stem = channels_last(self.stem_2(left))
         lookup = GeometryLookup(volume, features.left.x4, features.right, **self.lookup)
 
+        def step(states: list[Tensor], disparity: Tensor) -> tuple[list[Tensor], Tensor]:
+            geometry = lookup(disparity)
+            states, delta = self.update_block(states, disparity, geometry, attentions, prepared)
+            return states, disparity + delta
+
         disparity = init_disparity
         refined: list[Tensor] = []
         for iteration in range(iters):
-            disparity = disparity.detach()
-            geometry = lookup(disparity)
-            states, delta = self.update_block(states, disparity, geometry, attentions, prepared)
-            disparity = disparity + delta
+            states, disparity = self._part(Leaner.STEPS, step, states, disparity.detach())
             if not last_only or iteration == iters - 1:
-                refined.append(self._upsample(disparity, states[0], stem))
+                given = (disparity, states[0], stem)
+                refined.append(self._part(Leaner.UPSAMPLING, self._upsample, *given))
         return StereoOutput(init_disparity, refined)
+
+    def _filtered_volume(self, features: Features) -> Tensor:
+        return self.filtered(self._volume(features), features.left)
 
     def _volume(self, features: Features) -> Tensor:
         """Return the matching volume, (B, C, D, h, w)."""
@@ -207,5 +240,9 @@ class StereoNetwork(nn.Module):
     def _upsample(self, disparity: Tensor, state: Tensor, stem: Tensor) -> Tensor:
         """Return `disparity` (B, 1, h, w) at full resolution, (B, 1, H, W) in px of the image."""
         mask = 0.25 * self.update_block.mask(state)
-        logits = self.spx_gru(self.spx_2_gru(mask, stem))  # (B, 9, H, W)
-        return convex_upsample(disparity, torch.softmax(logits, dim=1))
+        return recomputed(self._enlarged, disparity, self.spx_2_gru(mask, stem))
+
+    def _enlarged(self, disparity: Tensor, features: Tensor) -> Tensor:
+        """Return `disparity` weighted by what features (B, C, H/2, W/2) say."""
+        weights = torch.softmax(self.spx_gru(features), dim=1)  # (B, 9, H, W)
+        return convex_upsample(disparity, weights)

@@ -131,6 +131,7 @@ class FoundationStereoSpec:
     mixed_precision: bool = spec_field(
         False, "Run the forward pass under autocast", automl_enabled=None
     )
+    compile: bool = spec_field(False, "Run the network through torch.compile")
 
 
 @dataclass
@@ -160,6 +161,7 @@ class FastFoundationStereoSpec:
     valid_iters: int = with_default(FoundationStereoSpec, "valid_iters", 8)
     low_memory: int = same_field(FoundationStereoSpec, "low_memory")
     mixed_precision: bool = same_field(FoundationStereoSpec, "mixed_precision")
+    compile: bool = same_field(FoundationStereoSpec, "compile")
     gwc_feature_normalize: bool = spec_field(
         True,
         "L2-normalise features before group-wise correlation; must be true for bp2 weights",
@@ -274,6 +276,7 @@ class MetricDepthSpec:
     model_type: ModelType = with_default(FoundationStereoSpec, "model_type", "MetricDepthAnything")
     encoder: MonoEncoder = with_default(FoundationStereoSpec, "encoder", "vitl")
     mono_backbone: MonoBackboneSpec = spec_field(MonoBackboneSpec, "Monocular backbone options")
+    compile: bool = same_field(FoundationStereoSpec, "compile")
 
 
 @dataclass
@@ -285,3 +288,4 @@ class RelativeDepthSpec:
     )
     encoder: MonoEncoder = same_field(MetricDepthSpec, "encoder")
     mono_backbone: MonoBackboneSpec = same_field(MetricDepthSpec, "mono_backbone")
+    compile: bool = same_field(MetricDepthSpec, "compile")

@@ -578,7 +578,6 @@ STEREO_RULES: tuple[Rule, ...] = (
     _multiple("model.volume_dim", 4, "The attention has 4 heads"),
     Rule(("model.cv_group", "model.encoder"), _group_divides_width, "Use a divisor"),
     _absent("model.mixed_precision", "Set train.precision=fp16 on a GPU"),
-    _unread("model.low_memory"),
 )
 
 NETWORK_RULES: Mapping[str, tuple[Rule, ...]] = {

@@ -194,6 +194,7 @@ class TrainSpec:
     deterministic: bool = spec_field(
         False, "Deterministic algorithms as an error instead of a warning"
     )
+    activation_checkpoint: bool = spec_field(False, "Recompute activations in the backward pass")
 
 
 @dataclass
@@ -204,7 +205,6 @@ class MonoTrainSpec(TrainSpec):
     precision: Literal["fp32", "bf16", "fp16"] = same_field(  # pyright: ignore[reportIncompatibleVariableOverride]
         TrainSpec, "precision"
     )
-    activation_checkpoint: bool = spec_field(False, "Recompute activations in the backward pass")
 
 
 @dataclass

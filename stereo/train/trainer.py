@@ -251,6 +251,8 @@ def _network(
 ) -> torch.nn.Module:
     """The network with the weights it starts from; `NOT_LOADED` lists what those left new."""
     network = entry.build(spec)
+    if spec.model.compile:
+        network.compile()
     if start is not None:
         load.load_into(network, start.path)
         return network

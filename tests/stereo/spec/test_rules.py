@@ -319,7 +319,6 @@ WARNED: list[tuple[str, tuple[str, ...]]] = [
     ),
 ]
 WARNED_STEREO: list[tuple[str, tuple[str, ...]]] = [
-    ("model.low_memory", ("model.low_memory=2",)),
     ("dataset.max_disparity", ("dataset.max_disparity=64",)),
     (
         "model.stereo_backbone.edgenext_pretrained_path",
