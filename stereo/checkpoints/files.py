@@ -27,6 +27,7 @@ from stereo.errors import CheckpointError
 SUFFIX = ".pth"
 FORMAT_VERSION = 1
 LAYERS = "layers"
+QUANTIZED_BY = "quantized_by"  # whose tensors a payload holds, where they are not PyTorch's own
 
 
 def write(path: Path, payload: Mapping[str, Any]) -> None:
@@ -61,7 +62,7 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: no such file, another suffix, not a whole checkpoint, written by a newer
-            version, or beyond the limits of `inert_pickle`.
+            version, quantised by another library, or beyond the limits of `inert_pickle`.
     """
     _require_suffix(path)
     if not path.is_file():
@@ -82,6 +83,12 @@ def read(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: format_version {shown}, this program reads up to {FORMAT_VERSION}. "
             "Update the program"
+        )
+    library = "modelopt" if "modelopt_state" in payload else payload.get(QUANTIZED_BY)
+    if isinstance(library, str) and library in ("modelopt", "torchao"):
+        raise CheckpointError(
+            f"{path}: weights quantised by {library}, which only that library restores. To score "
+            "quantised weights, use quantize.backend=onnxruntime and set trt_engine to the graph"
         )
     if "format_version" in payload:
         return payload

@@ -272,7 +272,7 @@ def _is_chosen(chosen: set[str], _module: nn.Module, name: str) -> bool:
 def write_network(network: nn.Module, section: QuantizeSpec, path: Path) -> None:
     """Write what is needed to restore a quantised network with the library that made it."""
     if section.backend == "torchao":
-        files.write(path, {"state_dict": network.state_dict()})
+        files.write(path, {"state_dict": network.state_dict(), files.QUANTIZED_BY: "torchao"})
         return
     content = io.BytesIO()
     with _quiet():

@@ -85,3 +85,16 @@ def test_a_bare_tensor_is_no_checkpoint(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match=r"holds a Tensor"):
         files.read(path)
+
+
+@pytest.mark.parametrize(
+    ("marks", "library"),
+    [({files.QUANTIZED_BY: "torchao"}, "torchao"), ({"modelopt_state": {}}, "modelopt")],
+)
+def test_weights_in_the_form_of_another_library_name_it_and_what_can_be_scored(
+    tmp_path: Path, marks: dict[str, object], library: str
+) -> None:
+    path = tmp_path / "quantized_model.pth"
+    files.write(path, {"state_dict": {"weight": torch.zeros(1)}, **marks})
+    with pytest.raises(CheckpointError, match=rf"model\.pth: weights quantised by {library}.*onnx"):
+        files.read(path)

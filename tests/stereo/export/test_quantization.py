@@ -18,7 +18,7 @@ from stereo import actions
 from stereo.checkpoints import files
 from stereo.data.generator import EMBEDDED_IMAGES, EmbeddedSet, write_embedded_images
 from stereo.engines import BACKENDS, base, precision
-from stereo.errors import BackendMissingError, EngineError, SpecError
+from stereo.errors import BackendMissingError, CheckpointError, EngineError, SpecError
 from stereo.export.graph import export_graph
 from stereo.export.quantization import drift_of, quantize_model
 from stereo.files import sha256
@@ -355,6 +355,8 @@ def test_torchao_stores_linear_weights_in_8_bits(
     assert model.name == "quantized_model_torchao.pth"
     assert result.metrics["quantize/size_ratio"] < ratio
     assert 0 < result.metrics["quantize/drift"] < 0.05
+    with pytest.raises(CheckpointError, match="quantised by torchao, which only"):
+        files.read(model)
     state = torch.load(model, weights_only=False)["state_dict"]
     kinds = {type(tensor).__name__ for tensor in state.values()}
     assert kinds == {"Tensor", "Int8Tensor" if kind == "int8" else "Float8Tensor"}
@@ -374,4 +376,5 @@ def test_modelopt_calibrates_and_writes_its_own_form(
         assert precision.quantized_as(result.artifacts["model"].read_bytes()) == "qdq"
     else:
         assert result.artifacts["model"].name == "quantized_model_modelopt.pytorch.pth"
-        assert files.read(result.artifacts["model"])
+        with pytest.raises(CheckpointError, match="quantised by modelopt, which only"):
+            files.read(result.artifacts["model"])
