@@ -16,6 +16,7 @@ import heapq
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import fmean, median
 from typing import Any
 
@@ -36,6 +37,7 @@ POINTS = 64  # of the space, which stand for the trials to come
 FAMILIAR = 10  # so many trials weigh as much as what is expected of the space
 SETTLED = 30  # the same for how far trials get, which varies more
 BETTER = 0.04  # a model's proposals pass rungs ever more often, so each runs longer by this share
+LENIENT = 1.2  # stopping by forecast lets a trial go on as long as it may win
 UNLEARNT = ("random", "grid")  # samplers whose proposals do not get better
 
 
@@ -272,8 +274,11 @@ def _coming(
 def _usual_epochs(resolved: ResolvedStudy, planned: int) -> list[float]:
     """Return how far each trial gets, as far as its number and the stopping rule tell."""
     rungs, limit = _rungs(resolved), resolved.study.budget.trials
-    each = (rungs.expected_epochs(max(2, planned)) - rungs.full_epochs) / max(1, planned - 1)
-    if resolve(resolved.study.algorithm).sampler in UNLEARNT:
+    each = (_expected_epochs(rungs, max(2, planned)) - rungs.full_epochs) / max(1, planned - 1)
+    row = resolve(resolved.study.algorithm)
+    if row.pruner == "forecast":
+        return [min(rungs.full_epochs, each * LENIENT)] * planned
+    if row.sampler in UNLEARNT:
         return [each] * planned
     first = startup_trials(limit)
     growth = (min(2.0, 1.0 + BETTER * max(0, number - first)) for number in range(planned))
@@ -329,6 +334,12 @@ def _makespan(runs: Sequence[_Run], slots: int) -> float:
     return max(free)
 
 
+@lru_cache
+def _expected_epochs(rungs: Rungs, trials: int) -> float:
+    """Return `Rungs.expected_epochs`, which takes a while for many trials, once."""
+    return rungs.expected_epochs(trials)
+
+
 def _rungs(resolved: ResolvedStudy) -> Rungs:
     return make_rungs(resolved.study.algorithm, resolved.full_epochs)
 
@@ -340,7 +351,7 @@ def _origin(resolved: ResolvedStudy, times: str, slots: int) -> str:
     limits, settings = resolved.study.budget, resolved.study
     parts: list[str] = []
     if limits.trials is not None:
-        epochs = _rungs(resolved).expected_epochs(limits.trials)
+        epochs = _expected_epochs(_rungs(resolved), limits.trials)
         parts.append(
             f"{limits.trials} trials in random order of quality give about {epochs:.0f} epochs"
         )

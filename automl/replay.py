@@ -16,10 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from automl.algorithms.samplers import identity
 from automl.algorithms.table import Algorithm, make_algorithm
 from automl.events import Event
-from automl.store import ResolvedStudy, Study, code_version
+from automl.store import ResolvedStudy, Study, code_version, identity
 from automl.study_spec import BudgetChoice
 
 

@@ -6,6 +6,7 @@ change between sessions, and who has the study open, is in `automl.lock`.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import socket
@@ -13,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,6 +46,7 @@ __all__ = [
     "Study",
     "TrialRecord",
     "code_version",
+    "identity",
     "open_study",
     "owner_of",
     "read_lock",
@@ -93,6 +96,11 @@ class TrialRecord:
     attempts: int = 1
     retries: int = 0
 
+    @cached_property
+    def identity(self) -> str:
+        """A text that is the same for the same parameters only; they never change."""
+        return identity(self.params)
+
     @property
     def last_epoch(self) -> int:
         """Finished epochs."""
@@ -126,6 +134,11 @@ class ConfirmRecord(TrialRecord):
     """
 
     trial: int = 0
+
+
+def identity(params: Mapping[str, Any]) -> str:
+    """Return a text that is the same for the same parameters only."""
+    return json.dumps(params, sort_keys=True)
 
 
 class Study:

@@ -14,7 +14,6 @@ after the baseline are a Latin hypercube: each parameter's range is covered even
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import random
 import warnings
@@ -26,7 +25,7 @@ from automl.algorithms.cube import value_at
 from automl.algorithms.curves import curve_of
 from automl.contract import Objective
 from automl.space import Parameter, SearchSpace
-from automl.store import ENDED, TrialRecord
+from automl.store import ENDED, TrialRecord, identity
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -85,7 +84,7 @@ class GridSampler:
         self, trials: Sequence[TrialRecord], number: int, retry: int
     ) -> dict[str, Any] | None:
         """Return the first combination in order that no trial had."""
-        taken = {identity(trial.params) for trial in trials}
+        taken = {trial.identity for trial in trials}
         values = grid_values(self.space, self.levels)
         cells = math.prod(len(each) for each in values)
         generator = random.Random(self.seed)
@@ -198,11 +197,6 @@ def derived_seed(*parts: int | str) -> int:
     """Return a 32-bit seed made from others, e.g. (study's seed, trial's number, retry)."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:4], "big")
-
-
-def identity(params: Mapping[str, Any]) -> str:
-    """Return a text that is the same for the same parameters only."""
-    return json.dumps(params, sort_keys=True)
 
 
 def at_positions(space: SearchSpace, positions: Mapping[str, float]) -> dict[str, Any]:

@@ -31,11 +31,10 @@ from automl.algorithms.samplers import (
     TPESampler,
     derived_seed,
     grid_levels,
-    identity,
 )
 from automl.errors import Problem, StudySpecError
 from automl.space import SearchSpace
-from automl.store import ResolvedStudy, Study, TrialRecord
+from automl.store import ResolvedStudy, Study, TrialRecord, identity
 from automl.study_spec import AlgorithmChoice, StudySpec
 
 MANY_TRIALS = 500  # above, fitting a Gaussian process for every proposal takes too long
@@ -333,7 +332,7 @@ def _propose(
     number = len(trials)
     if number == 0:
         return space.defaults(base_spec)
-    taken = {identity(trial.params) for trial in trials}
+    taken = {trial.identity for trial in trials}
     for retry in range(MODEL_RETRIES):
         params = sampler.suggest(trials, number, retry)
         if params is None or identity(params) not in taken:
