@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 EPILOG = """\
 examples:
   automl plan ffs                                what a study would do; runs and writes nothing
-  automl study ffs                               tune, promote and report on the embedded pairs
+  automl study ffs                               tune, promote and report on the embedded data
   automl study ffs --data train.txt --val val.txt train.num_epochs=24
   automl train ffs --automl-policy off           one plain training run
   automl status --watch                          the newest study, from any terminal
@@ -64,7 +64,7 @@ examples:
   automl plan ffs train.optim.lr=4e-4 train.num_epochs=24 --json""",
     "study": """\
 examples:
-  automl study ffs                                               on the embedded pairs
+  automl study ffs                                               on the embedded data
   automl study ffs --data pairs/train.txt --val pairs/val.txt    named ffs-train
   automl study ffs model.volume_dim=16 --name narrow             from another base spec
   automl study mine.yaml                                         your budget, algorithm, space

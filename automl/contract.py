@@ -5,8 +5,8 @@ attributes of `ActionResult`; `Status` crosses the boundary as its lower-case wo
 the number of finished epochs, counted from 1. `automl.contract_suite` checks a trainer.
 
 Actions a study uses: `train`, `evaluate`, `export`, `gen_trt_engine` (verbs of the trainer),
-`check` (validates the spec and reads all training and validation data; metrics `pairs_train`,
-`pairs_val`, `height`, `width`, `mixed_sizes`; all faults in `detail`) and `pictures` (writes
+`check` (validates the spec and reads all training and validation data; metrics `samples_train`,
+`samples_val`, `height`, `width`, `mixed_sizes`; all faults in `detail`) and `pictures` (writes
 pictures of the first validation samples and `pictures.json`).
 
 A `train` that starts from weights which fit only in part (`allow_partial_load`) writes `NOT_LOADED`

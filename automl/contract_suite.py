@@ -183,10 +183,10 @@ def check_invalid_spec(trainable: Trainable, spec: Mapping[str, Any], directory:
 
 
 def check_data(trainable: Trainable, spec: Mapping[str, Any], directory: Path) -> None:
-    """`check` counts the pairs of both splits."""
+    """`check` counts the samples of both splits."""
     result = trainable.run("check", spec, directory, None)
     _require(result.status == Status.OK, f"check ended {result.status}: {result.detail}")
-    for name in ("pairs_train", "pairs_val"):
+    for name in ("samples_train", "samples_val"):
         _require(result.metrics.get(name, 0) > 0, f"check counted no {name}")
 
 

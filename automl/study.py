@@ -256,8 +256,8 @@ def _check(prepared: Prepared, say: Say) -> Outcome:
     outcome = run_action(prepared.trainable, "check", spec, prepared.directory / "check")
     if outcome.status != Status.OK:
         raise RefusedError(f"{outcome.detail}\nNothing was run. Repair this and start again")
-    pairs = {split: outcome.metrics.get(f"pairs_{split}", 0) for split in ("train", "val")}
-    say(f"data: {pairs['train']:.0f} pairs for training, {pairs['val']:.0f} for validation")
+    counts = {split: outcome.metrics.get(f"samples_{split}", 0) for split in ("train", "val")}
+    say(f"data: {counts['train']:.0f} samples for training, {counts['val']:.0f} for validation")
     return outcome
 
 

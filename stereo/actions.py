@@ -375,8 +375,8 @@ def check(job: Job) -> ActionResult:
     sizes = entry.task.network_sizes(facts["val_dataset"].sizes, job.spec, entry.stride)
     height, width = (max(side) for side in zip(*sizes, strict=True))
     metrics = {
-        "pairs_train": float(facts["train_dataset"].samples),
-        "pairs_val": float(facts["val_dataset"].samples),
+        "samples_train": float(facts["train_dataset"].samples),
+        "samples_val": float(facts["val_dataset"].samples),
         "height": float(height),
         "width": float(width),
         "mixed_sizes": float(len(sizes) > 1),
@@ -390,7 +390,7 @@ def _read_all(spec: ExperimentSpec, splits: Sequence[str]) -> dict[str, SplitFac
     from stereo.data.preflight import preflight
 
     with progress_bar() as bar:
-        task = bar.add_task("reading all pairs")
+        task = bar.add_task("reading all samples")
         return preflight(
             spec, splits, lambda done, total: bar.update(task, completed=done, total=total)
         )

@@ -34,15 +34,12 @@ def centred_padding(vertical: int, horizontal: int) -> Padding:
     return Padding(left=left, right=horizontal - left, top=top, bottom=vertical - top)
 
 
-def pad_to_multiple(image: Tensor, stride: int) -> tuple[Tensor, Padding]:
-    """Repeat the border of `image` (B, C, H, W) until H and W are multiples of `stride`.
+def pad(image: Tensor, padding: Padding) -> Tensor:
+    """Repeat the border of `image` (B, C, H, W).
 
-    Left and right images of one size get the same padding, so disparities stay as they are.
+    Left and right images with the same padding keep their disparities.
     """
-    padding = centred_padding(-image.shape[-2] % stride, -image.shape[-1] % stride)
-    if not any(padding):
-        return image, padding
-    return F.pad(image, padding, mode="replicate"), padding
+    return F.pad(image, padding, mode="replicate") if any(padding) else image
 
 
 def crop(tensor: Tensor, padding: Padding) -> Tensor:

@@ -24,7 +24,7 @@ from stereo import viz
 from stereo.data.augment_mono import network_size
 from stereo.engines import base
 from stereo.errors import SpecError, SpecProblem
-from stereo.geometry import Padding, Tiles, align, centred_padding, crop
+from stereo.geometry import Padding, Tiles, align, centred_padding, crop, pad
 from stereo.losses import relative_loss, sequence_loss, silog_loss, smooth_l1
 from stereo.metrics import DepthMetrics, DisparityMetrics, Metrics, RelativeMetrics
 from stereo.nets.vit import PATCH, VisionTransformer
@@ -271,7 +271,7 @@ class StereoTask(Task[ExperimentSpec]):
             return _in_tiles(network, images, rows, sizes)
         if size == padded or sizes.native_padded:
             padding = _padding(native, size, sizes.source)
-            return crop(network(*(_pad(image, padding) for image in images)), padding)
+            return crop(network(*(pad(image, padding) for image in images)), padding)
         disparity = network(*(_resize(image, size) for image in images))
         return _resize(disparity[:, None], native)[:, 0] * (native[1] / size[1])
 
@@ -350,8 +350,8 @@ def _in_tiles(
     count, _, *native = images[0].shape
     height, width = (max(pair) for pair in zip(native, tiles.size, strict=True))
     padding = centred_padding(height - native[0], width - native[1])
-    padded = [_pad(image, padding) for image in images]
-    goal = None if whole is None else _pad(whole[:, None], padding)[:, 0]
+    padded = [pad(image, padding) for image in images]
+    goal = None if whole is None else pad(whole[:, None], padding)[:, 0]
 
     def predict(rows: slice, columns: slice) -> Tensor:
         found = network(*(image[..., rows, columns] for image in padded))
@@ -377,10 +377,6 @@ def _padding(native: Size, size: Size, source: Path | str) -> Padding:
         remedy = "Set native_padded=false to resize, or export a larger graph"
         raise SpecError([SpecProblem(str(source), "native_padded", problem, remedy)])
     return centred_padding(vertical, horizontal)
-
-
-def _pad(image: Tensor, padding: Padding) -> Tensor:
-    return F.pad(image, padding, mode="replicate") if any(padding) else image
 
 
 def _resize(image: Tensor, size: Size) -> Tensor:

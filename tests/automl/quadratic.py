@@ -160,7 +160,7 @@ def _check(spec: Mapping[str, Any], directory: Path) -> Result:
             for number, line in enumerate(path.read_text().splitlines(), start=1):
                 if not line.isdigit():
                     return Result("failed", detail=f"{path}:{number}: {line!r} is not a number")
-                counts[f"pairs_{split}"] = number
+                counts[f"samples_{split}"] = number
     mixed = float(spec["behaviour"]["mixed_sizes"])
     return Result("ok", {**counts, "height": 64.0, "width": 96.0, "mixed_sizes": mixed})
 

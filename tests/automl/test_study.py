@@ -65,7 +65,7 @@ def test_a_study_ends_with_bundle_and_report() -> None:
         "AutoML policy row 6"
     )
     text = "\n".join(said)
-    assert "data: 4 pairs for training, 4 for validation" in text
+    assert "data: 4 samples for training, 4 for validation" in text
     assert "baseline  trial 0" in text
     assert "engine - checkpoint" in text
 

@@ -121,8 +121,8 @@ def test_check_counts_pairs_and_finds_the_size_of_the_graph(
 ) -> None:
     result = actions.run("check", small_values, tmp_path)
     assert result.metrics == {
-        "pairs_train": 2.0,
-        "pairs_val": 2.0,
+        "samples_train": 2.0,
+        "samples_val": 2.0,
         "height": 64.0,
         "width": 128.0,
         "mixed_sizes": 0.0,

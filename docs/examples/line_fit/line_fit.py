@@ -35,7 +35,7 @@ class LineFit:
         sources = [spec["dataset"][split][0] for split in ("train", "val")]
         data = [np.loadtxt(source["data_file"], ndmin=2) for source in sources]
         if action == "check":
-            return Result("ok", {"pairs_train": len(data[0]), "pairs_val": len(data[1])})
+            return Result("ok", {"samples_train": len(data[0]), "samples_val": len(data[1])})
         return fit(spec["train"], *data, results_dir, report)
 
 
