@@ -28,6 +28,9 @@ def beside(checkpoint: Path) -> dict[str, Any]:
             content = stream.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES} bytes")
+        events = yaml.parse(content, yaml.SafeLoader)
+        if any(isinstance(event, yaml.AliasEvent) for event in events):
+            raise ValueError("it repeats parts of itself, which can take any amount of memory")
         found = yaml.safe_load(content)
         if not isinstance(found, dict):
             raise ValueError("no mapping")

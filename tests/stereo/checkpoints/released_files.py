@@ -19,16 +19,20 @@ State = dict[str, Tensor]
 
 
 def numbered(shapes: Mapping[str, Tensor], first: int = 1) -> State:
-    """Tensors of the given shapes: the i-th holds `first + i` everywhere."""
-    return {
-        name: _filled(tensor.shape, float(first + index))
-        for index, (name, tensor) in enumerate(shapes.items())
+    """Tensors of the given shapes: the i-th holds `first + i` everywhere.
+
+    A shortcut's norm is one tensor under two names.
+    """
+    state = {
+        name: _filled(tensor, first + index) for index, (name, tensor) in enumerate(shapes.items())
     }
+    twins = {name: name.replace(".downsample.1.", ".norm3.") for name in state}
+    return {name: state.get(twins[name], tensor) for name, tensor in state.items()}
 
 
-def _filled(shape: torch.Size, value: float) -> Tensor:
-    one = torch.full((1,) * len(shape), value)
-    return one.expand(shape) if shape.numel() <= SMALL_VIEW else torch.full(shape, value)
+def _filled(like: Tensor, value: int) -> Tensor:
+    one = torch.full((1,) * like.ndim, value, dtype=like.dtype)
+    return one.expand(like.shape) if like.numel() <= SMALL_VIEW else one.repeat(like.shape)
 
 
 def below(prefix: str, state: Mapping[str, Tensor]) -> State:

@@ -11,8 +11,17 @@ from stereo.checkpoints import files, identify
 from stereo.checkpoints.load import LoadReport, State, load_into, network_state
 from stereo.errors import CheckpointError
 from stereo.nets.fast_foundation_stereo import FastFoundationStereo
+from stereo.nets.foundation_stereo import FoundationStereo
 from stereo.registry import MODELS
-from stereo.spec.networks import FastFoundationStereoSpec
+from stereo.spec.networks import FastFoundationStereoSpec, FoundationStereoSpec
+from tests.stereo.checkpoints.released_files import (
+    assert_holds,
+    changed,
+    names_starting,
+    numbered,
+    snapshot,
+    written,
+)
 
 
 def network() -> nn.Sequential:
@@ -251,3 +260,38 @@ def test_a_whole_pickled_network_of_ours_shows_no_difference(
     assert load_into(FastFoundationStereo(SMALL), path, rename=ENTRY.load_release).complete
 
     assert not caplog.records
+
+
+# FoundationStereo: the other variant as a start
+
+
+def test_a_partial_load_of_the_other_variant_leaves_what_means_something_else(
+    tmp_path: Path,
+) -> None:
+    """`spx_2_gru.conv2` and the transformer have equal names and shapes in both."""
+    thin = {"volume_dim": 16, "max_disparity": 32, "n_gru_layers": 1, "corr_levels": 1}
+    shapes = identify.expected_state(
+        FoundationStereo,
+        FoundationStereoSpec(variant="public", **thin),  # pyright: ignore[reportArgumentType]
+    )
+    public = numbered(shapes)
+    path = written(tmp_path / "public.pth", {"model": public})
+    target = FoundationStereo(FoundationStereoSpec(variant="tao", **thin))  # pyright: ignore[reportArgumentType]
+    before = snapshot(target)
+
+    with pytest.raises(CheckpointError, match=r"model\.variant +tao +public"):
+        load_into(target, path)
+    assert changed(target, before) == set()
+
+    report = load_into(target, path, partial=True)
+
+    bound = names_starting(identify.VARIANT_BOUND, before)
+    assert "spx_2_gru.conv2.conv.weight" in bound
+    common = {n for n in before if n in public and n not in bound}
+    assert_holds(target, {name: public[name] for name in common})
+    assert changed(target, before) == common
+    assert {line.partition(" (")[0].partition(":")[0] for line in report.lines()} == {
+        *bound,
+        *(public.keys() - before.keys()),
+    }
+    path.unlink()

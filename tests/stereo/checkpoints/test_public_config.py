@@ -98,9 +98,19 @@ def test_our_own_checkpoints_do_not_read_it(public: Path) -> None:
     assert found(public).settings == {}
 
 
+def merges(levels: int) -> bytes:
+    """A mapping that merges nine times what merges nine times ...: 9 ** levels entries."""
+    lines = ["a0: &a0 {k: 1}"]
+    for level in range(1, levels):
+        parts = ", ".join([f"*a{level - 1}"] * 9)
+        lines.append(f"a{level}: &a{level} {{<<: [{parts}]}}")
+    return "\n".join(lines).encode()
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
+        (merges(30), "it repeats parts of itself"),
         (b"- a\n- b\n", "no mapping"),
         (b"a: [1,\n", "while parsing"),
         (b"!!python/object/apply:os.system ['touch hacked']\n", "could not determine"),
@@ -108,7 +118,7 @@ def test_our_own_checkpoints_do_not_read_it(public: Path) -> None:
         (b"\xff\xfe\x00", ""),
         (b"[" * 5000, ""),
     ],
-    ids=["list", "broken", "code", "large", "binary", "deep"],
+    ids=["bomb", "list", "broken", "code", "large", "binary", "deep"],
 )
 def test_a_configuration_that_is_none_is_left_out_with_a_warning(
     content: bytes, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any
