@@ -14,7 +14,7 @@ from stereo.checkpoints.load import LoadReport, load_into, load_part
 from stereo.errors import CheckpointError
 from stereo.nets import names
 from stereo.nets.depth_anything_v2 import MetricDepthAnything, RelativeDepthAnything
-from stereo.registry import mono_encoder
+from stereo.registry import mono_encoder, recognised
 from stereo.spec.networks import MetricDepthSpec, RelativeDepthSpec
 from tests.stereo.checkpoints.released_files import (
     State,
@@ -229,3 +229,23 @@ def test_our_own_checkpoint_says_itself_what_its_head_means(
     assert full(target("metric"), "metric", path).complete
     with pytest.raises(CheckpointError, match="head of MetricDepthAnything"):
         full(target("relative"), "relative", path)
+
+
+@pytest.mark.parametrize(
+    ("file", "network"),
+    [
+        ("dinov2", "DINOv2"),
+        ("relative", "RelativeDepthAnything"),
+        ("metric", "MetricDepthAnything"),
+        ("metric_script", "MetricDepthAnything"),
+        ("relative_trainer", "RelativeDepthAnything"),
+        ("metric_trainer", "MetricDepthAnything"),
+    ],
+)
+def test_a_file_is_recognised_for_what_it_was_trained(
+    file: str, network: str, paths: dict[str, Path]
+) -> None:
+    found, state = recognised(paths[file])
+    assert (found.network, found.fields["encoder"]) == (network, "vits")
+    head = {"DINOv2": "blocks.", "MetricDepthAnything": "metric_depth_head."}
+    assert names_starting([head.get(network, "depth_head.")], state)
