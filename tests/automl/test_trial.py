@@ -235,6 +235,26 @@ def test_only_checkpoints_that_are_still_needed_stay_on_the_disk(tmp_path: Path)
     assert {name[0] for name in checkpoints()} == {"0", "3"}
 
 
+def test_what_a_killed_driver_left_of_ended_trials_is_deleted_on_resume(tmp_path: Path) -> None:
+    study = open_quadratic(tmp_path, rungs=())
+    driver = driver_of(study)
+    for value in (1.0, 2.0):
+        job = next_job(driver)
+        report_epochs(driver, job, [6, 5, 4, 3, 2, value])
+        if job.trial == 0:
+            driver.on_end(job.trial, OK)
+    study.append({"kind": "trial_ended", "trial": 1, "state": "complete", "detail": ""})  # killed
+    assert list(study.trial_directory(1).glob("epoch_*"))
+    study.close()
+
+    again = open_quadratic(tmp_path, rungs=())
+    driver_of(again)
+
+    assert list(again.trial_directory(1).glob("epoch_*")) == []
+    assert [file.name for file in again.trial_directory(0).glob("epoch_*")] == ["epoch_006.json"]
+    again.close()
+
+
 @pytest.mark.parametrize(
     ("limits", "text"),
     [({"minutes_without_report": 0.0}, "no report for 0 min"), ({"hours": 0.0}, "longer than 0 h")],
