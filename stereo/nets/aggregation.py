@@ -498,7 +498,7 @@ class Hourglass(nn.Module):
         b8 = self.agg_1(recomputable(join, self.conv2_up(b16), a8))
         b8 = self.feature_att_up_8(b8, features.x8)  # (B, 2c, D/2, h/2, w/2)
         decoded = self.conv1_up(b8) + self._attended(volume)
-        return recomputed(self.conv_out, decoded)  # (B, c, D, h, w)
+        return self.conv_out(decoded)  # (B, c, D, h, w)
 
     def _attended(self, volume: Tensor) -> Tensor:
         """Return what the transformer sees in the unfiltered volume, (B, c, D, h, w)."""

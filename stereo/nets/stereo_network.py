@@ -102,11 +102,14 @@ def half_resolution_stem(
 
 
 class Leaner(IntEnum):
-    """From which `low_memory` on the backward pass computes a part again, cheapest part first."""
+    """From which `low_memory` on the backward pass computes a part again.
 
-    UPSAMPLING = 1
-    STEPS = 2
-    FEATURES = 3
+    The upsampling it always computes again: that costs little.
+    """
+
+    STEPS = 1
+    FEATURES = 2
+    CONTEXT = 3
     VOLUME = 4
 
 
@@ -194,7 +197,7 @@ class StereoNetwork(nn.Module):
         if init_disparity is None:
             init_disparity = soft_argmin(self._part(Leaner.VOLUME, self.classifier, volume))
 
-        levels = self._part(Leaner.FEATURES, self.context, left, features)
+        levels = self._part(Leaner.CONTEXT, self.context, left, features)
         states = [level.state for level in levels]
         contexts = [self.cam(level.context) * level.context for level in levels]
         attentions = [self.sam(context) for context in contexts]
@@ -212,8 +215,7 @@ class StereoNetwork(nn.Module):
         for iteration in range(iters):
             states, disparity = self._part(Leaner.STEPS, step, states, disparity.detach())
             if not last_only or iteration == iters - 1:
-                given = (disparity, states[0], stem)
-                refined.append(self._part(Leaner.UPSAMPLING, self._upsample, *given))
+                refined.append(recomputed(self._upsample, disparity, states[0], stem))
         return StereoOutput(init_disparity, refined)
 
     def _filtered_volume(self, features: Features) -> Tensor:
@@ -240,9 +242,5 @@ class StereoNetwork(nn.Module):
     def _upsample(self, disparity: Tensor, state: Tensor, stem: Tensor) -> Tensor:
         """Return `disparity` (B, 1, h, w) at full resolution, (B, 1, H, W) in px of the image."""
         mask = 0.25 * self.update_block.mask(state)
-        return recomputed(self._enlarged, disparity, self.spx_2_gru(mask, stem))
-
-    def _enlarged(self, disparity: Tensor, features: Tensor) -> Tensor:
-        """Return `disparity` weighted by what features (B, C, H/2, W/2) say."""
-        weights = torch.softmax(self.spx_gru(features), dim=1)  # (B, 9, H, W)
-        return convex_upsample(disparity, weights)
+        logits = self.spx_gru(self.spx_2_gru(mask, stem))  # (B, 9, H, W)
+        return convex_upsample(disparity, torch.softmax(logits, dim=1))

@@ -3,8 +3,9 @@
     python tests/bench/networks.py [ROW ...] [--repeats N] [--record]
 
 A unit is the CPU time of `yardstick.py`, measured around every repetition, so that rows compare
-between machines. Memory is what the row adds to the peak of the loaded process. Prints and never
-fails.
+between machines. Memory is what the row adds to the peak of the loaded process. The process that is
+timed then compares its network with the parity kit: values and gradients as far as the row goes.
+Prints and never fails.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from yardstick import unit_seconds  # noqa: E402
 from stereo.nets.fast_foundation_stereo import FastFoundationStereo  # noqa: E402
 from stereo.nets.foundation_stereo import FoundationStereo  # noqa: E402
 from stereo.spec.networks import FastFoundationStereoSpec, FoundationStereoSpec  # noqa: E402
+from tests.parity.kit import open_kit  # noqa: E402
+from tests.parity.stereo_kit import StereoKit  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,23 @@ class Row:
     max_disparity: int = 192
     mode: str = "forward"  # forward, backward (forward + backward), step (train mode, with AdamW)
     fs: Literal["tao", "public"] | None = None  # FoundationStereo of this variant, else FFS
+    low_memory: int = 0
+
+    @property
+    def kit(self) -> Path:
+        """Parity kit of the network, without suffix."""
+        names = {None: "ffs_bp2", "tao": "fs_vits", "public": "fs_public_vits"}
+        return ROOT / "tests" / "golden" / names[self.fs]
 
 
 ROWS = {
     "forward": Row("FFS forward 128x256, 8 iterations", 128, 256, 8),
     "large": Row("FFS forward 320x736, 8 iterations", 320, 736, 8),
     "backward": Row("FFS forward + backward 128x256, 8 iterations", 128, 256, 8, mode="backward"),
+    "steps": Row(
+        "  the same, train.activation_checkpoint", 128, 256, 8, mode="backward", low_memory=1
+    ),
+    "lean": Row("  the same, model.low_memory 4", 128, 256, 8, mode="backward", low_memory=4),
     "step": Row("FFS training step 64x128, batch 2, 4 iterations", 64, 128, 4, 2, 64, "step"),
     "fs-forward": Row("FS vits forward 128x256, 8 iterations", 128, 256, 8, 1, 416, fs="tao"),
     "fs-backward": Row(
@@ -67,7 +81,9 @@ def work(row: Row) -> Callable[[], None]:
     """Return a function that does the row's work once."""
     torch.manual_seed(0)
     if row.fs is None:
-        network = FastFoundationStereo(FastFoundationStereoSpec(max_disparity=row.max_disparity))
+        network = FastFoundationStereo(
+            FastFoundationStereoSpec(max_disparity=row.max_disparity, low_memory=row.low_memory)
+        )
     else:
         spec = FoundationStereoSpec(variant=row.fs, max_disparity=row.max_disparity)
         network = FoundationStereo(spec)
@@ -111,7 +127,16 @@ def measure(row: Row, repeats: int) -> str:
         units.append(unit_seconds(repeats=1))
     ratio = statistics.median(seconds) / statistics.median(units)
     cells = f"{statistics.median(seconds):7.3f} | {ratio:7.2f} | {memory / 1024:6.0f}"
-    return f"| {row.name:<48} | {cells} |"
+    return f"| {row.name:<48} | {cells} | {golden(row)} |"
+
+
+def golden(row: Row) -> str:
+    """Compare with the row's kit, in this process; how many values agree."""
+    kit = open_kit(row.kit)
+    assert isinstance(kit, StereoKit)
+    kit.network.low_memory = row.low_memory
+    checks = list(kit.inference_checks() if row.mode == "forward" else kit.training_checks())
+    return f"{sum(check.ok for check in checks)} of {len(checks)}"
 
 
 def main() -> None:
@@ -125,8 +150,8 @@ def main() -> None:
     if options.row:
         print(measure(ROWS[options.row], options.repeats))
         return
-    title = f"| {'one thread':48} | CPU s | units | MB above the loaded process |"
-    lines = [title, "|---|---|---|---|"]
+    title = f"| {'one thread':48} | CPU s | units | MB above the loaded process | golden |"
+    lines = [title, "|---|---|---|---|---|"]
     print(*lines, sep="\n", flush=True)
     for key in options.rows or ROWS:
         command = [sys.executable, __file__, "--row", key, "--repeats", str(options.repeats)]

@@ -11,6 +11,7 @@ from torch import Tensor
 import stereo
 from stereo.checkpoints import files
 from stereo.errors import CheckpointError, SpecError
+from stereo.nets.stereo_network import Leaner
 from stereo.registry import MODELS, entry_for, load_weights, settled
 from stereo.spec import models
 from stereo.spec.experiment import ExperimentSpec, FoundationStereoExperiment
@@ -56,6 +57,17 @@ def test_a_row_belongs_to_the_spec_it_is_found_by(key: str) -> None:
     assert entry.model_type == models.MODELS[key].model_type == spec.model.model_type
     assert type(spec.model) is entry.spec_class
     assert entry.release_faults(spec) == [], "the defaults are those of the release"
+
+
+@pytest.mark.parametrize("key", ["ffs", "fs"])
+def test_activation_checkpointing_reaches_the_network(key: str) -> None:
+    spec = models.MODELS[key].spec_class()
+    spec.train.activation_checkpoint = True
+
+    with torch.device("meta"):
+        network = MODELS[key].build(spec)
+
+    assert network.low_memory == Leaner.STEPS
 
 
 def test_every_model_of_the_spec_can_be_built() -> None:

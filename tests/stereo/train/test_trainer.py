@@ -22,9 +22,10 @@ import torch
 from stereo.checkpoints import files
 from stereo.errors import CheckpointError, DataError, SpecError
 from stereo.nets.stereo_network import StereoOutput
+from stereo.registry import MODELS
 from stereo.status import StatusLog
 from stereo.train.checkpoint import BEST, LATEST, PATTERN
-from stereo.train.trainer import fit
+from stereo.train.trainer import _network, fit
 from tests.stereo.train.tiny import TINY, TinyStereo
 
 
@@ -82,6 +83,32 @@ def empty_masks(pairs_file: Path, target: Path, lines: slice) -> Path:
         Path(row[2]).write_bytes(f"Pf\n{width} {height}\n-1\n".encode() + body)
     target.write_text("".join(" ".join(row) + "\n" for row in rows), "utf-8")
     return target
+
+
+@pytest.mark.parametrize("key", ["ffs", pytest.param("fs", marks=pytest.mark.slow)])
+def test_deterministic_training_gives_the_same_losses_twice(make_spec, run, tmp_path, key) -> None:
+    spec = make_spec(num_epochs=1, deterministic=True, log_every_n_steps=1)
+    small = {"volume_dim": 16, "max_disparity": 64, "train_iters": 2, "valid_iters": 2}
+    spec = replace(spec, model=MODELS[key].spec_class(**small))
+
+    for name in ("one", "two"):
+        run(spec, tmp_path / name, entry=MODELS[key])
+
+    first, second = (files.read(tmp_path / name / LATEST) for name in ("one", "two"))
+    assert first["metrics"]["train_loss"] == second["metrics"]["train_loss"]
+    assert first["metrics"]["val/loss"] == second["metrics"]["val/loss"]
+    for name, tensor in first["state_dict"].items():
+        assert torch.equal(tensor, second["state_dict"][name]), name
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+def test_model_compile_compiles_the_network(make_spec, tmp_path) -> None:
+    spec = make_spec()
+    compiled = replace(spec, model=replace(spec.model, compile=True))
+
+    networks = (_network(given, TINY, None, tmp_path) for given in (spec, compiled))
+
+    assert [network._compiled_call_impl is not None for network in networks] == [False, True]
 
 
 def test_a_plain_run_leaves_checkpoints_links_and_records(make_spec, run, tmp_path) -> None:
