@@ -243,6 +243,7 @@ def _load(arguments: argparse.Namespace, action: str) -> tuple[ExperimentSpec, d
 
 def _run_verb(arguments: argparse.Namespace) -> int:
     from stereo.spec.load import given_values, to_dict
+    from stereo.spec.models import model_of
     from stereo.status import action_directory
 
     spec, reasons = _load(arguments, arguments.verb)
@@ -261,8 +262,9 @@ def _run_verb(arguments: argparse.Namespace) -> int:
     result = actions.run_resolved(
         arguments.verb, spec, directory, inferred=reasons, tell=_tell, given=given.keys()
     )
+    declared = model_of(spec).metrics
     for name, value in result.metrics.items():
-        print(f"{name}: {_measured(name, value)}")
+        print(f"{name}: {_measured(value, declared.get(name, {}).get('unit', ''))}")
     for name, path in result.artifacts.items():
         print(f"{name}: {path}")
     if result.detail:
@@ -275,11 +277,8 @@ def _tell(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def _measured(name: str, value: float) -> str:
+def _measured(value: float, unit: str) -> str:
     """A number with its unit; fractions as percent."""
-    from stereo.spec.experiment import METRICS
-
-    unit = METRICS.get(name, {}).get("unit", "")
     if unit == "fraction":
         return f"{100 * value:.3g} %"
     number = f"{value:.0f}" if float(value).is_integer() else f"{value:.6g}"

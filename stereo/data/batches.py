@@ -22,13 +22,11 @@ at which predictions are scored.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, TypeAlias
 
 import cv2
 import numpy as np
-import torch
 
 from stereo.data.augment_mono import (
     augment_mono,
@@ -40,6 +38,7 @@ from stereo.data.augment_mono import (
 from stereo.data.augment_stereo import augment
 from stereo.data.datasets import (
     RELATIVE_LIMIT,
+    Family,
     Format,
     MonoFormat,
     MonoSample,
@@ -62,6 +61,7 @@ class Preparation(ABC):
     """Turns samples of a family into the arrays of a batch of one.
 
     Attributes:
+        family: of the dataset classes.
         samples: what a split consists of, in words.
         whole_words: how they are scored, for the log.
         quantity: what the ground truth is, in words.
@@ -70,6 +70,7 @@ class Preparation(ABC):
         limit_keys: fields of the spec that set them, as the rest of a list in words.
     """
 
+    family: ClassVar[Family]
     samples: ClassVar[str]
     whole_words: ClassVar[str]
     quantity: str
@@ -105,6 +106,13 @@ class Preparation(ABC):
         low, high = self.limits
         return f"above {low:g} and below {high:g}{self.unit}"
 
+    @property
+    def outside_words(self) -> str:
+        """Which ground truth counts nowhere, in words."""
+        low, high = self.limits
+        end = f"{high:g}{self.unit}"
+        return f"not {low:g}..{end}" if low else f"at or above {end}"
+
     def _normalised(self, image: Image) -> FloatMap:
         """Float32 (3, H, W); a table look-up is four times as fast as arithmetic."""
         planes = np.empty((3, *image.shape[:2]), np.float32)
@@ -137,6 +145,7 @@ def preparation(
 class _Pairs(Preparation):
     """Pairs: the same window of both views; whole at native size."""
 
+    family = "stereo"
     samples = "pairs"
     whole_words = "pairs are read at native size; crop_size acts on training only"
     quantity = "disparity"
@@ -173,6 +182,7 @@ class _Pairs(Preparation):
 class _Images(Preparation):
     """Single images: a crop of the resized image, or all of it with the target at native size."""
 
+    family = "mono"
     samples = "images"
     whole_words = "images are resized for the network and scored at native size"
 
@@ -243,15 +253,3 @@ class _Images(Preparation):
         counts[:] = False
         counts[rows, columns] = True
         return counts
-
-
-def collate(items: Sequence[Batch]) -> Batch:
-    """Stack samples of equal size into a batch."""
-    batch: Batch = {}
-    for key, value in items[0].items():
-        values = [item[key] for item in items]
-        if isinstance(value, np.ndarray):
-            batch[key] = torch.as_tensor(np.stack(values))
-        else:
-            batch[key] = values if isinstance(value, str) else torch.tensor(values)
-    return batch

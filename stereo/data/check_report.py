@@ -1,8 +1,8 @@
-"""The findings of `check` as text, and a contact sheet of some of the pairs.
+"""The findings of `check` as text, and a contact sheet of some of the samples.
 
-The sheet has one row per pair: left, right, truth (turbo, black where unknown) and the absolute
-difference of left and the right view warped by the truth (turbo up to 40 grey levels, black where
-unknown).
+The sheet has one row per sample: the image or left and right, truth (turbo, black where unknown)
+and, of a pair, the absolute difference of left and the right view warped by the truth (turbo up to
+40 grey levels, black where unknown).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from stereo import viz
 from stereo.data.check import CheckReport, SourceReport
 from stereo.data.consistency import difference_picture
-from stereo.data.datasets import StereoSample, find_format
+from stereo.data.datasets import MonoSample, StereoSample, find_format, truth_of
 from stereo.data.pair_facts import offset_text
 from stereo.errors import DataError
 from stereo.viz import Picture
@@ -24,7 +24,6 @@ _SHOWN_FAULTS = 20  # per source
 _SHOWN_SIZES = 5
 _SHOWN_PAIRS = 3  # per source
 _PANEL_WIDTH, _PANEL_HEIGHT, _LINE_HEIGHT, _GAP = 320, 480, 18, 4  # px of the sheet
-_PANELS = ("left", "right", "truth", "warped difference")
 _FULL_DIFFERENCE = 40.0  # grey levels; larger ones have the last colour
 _INK, _PAPER = (230, 230, 230), 24
 
@@ -33,7 +32,7 @@ def report_text(report: CheckReport) -> str:
     """A block of lines per source, what concerns several sources, and how much there is of it."""
     lines: list[str] = []
     for source in report.sources:
-        lines += [f"{source.split}: {source.dataset} {source.file}", *_lines(source, report.limit)]
+        lines += [f"{source.split}: {source.dataset} {source.file}", *_lines(source)]
         lines.append("")
     lines += [f"warning: {warning}" for warning in report.warnings]
     total = _counted(report.warning_count, "warning")
@@ -58,16 +57,17 @@ def fault_text(report: CheckReport) -> str:
     return "\n".join(lines)
 
 
-def _lines(source: SourceReport, limit: float) -> Iterator[str]:
+def _lines(source: SourceReport) -> Iterator[str]:
     """`  name  value` for everything measured, then warnings, notes and the number of faults."""
-    yield _line("pairs", _extent(source))
+    prepare = source.prepare
+    yield _line(prepare.samples, _extent(source))
     yield _line("size (w x h)", _sizes(source))
-    if source.disparity is not None:
-        low, high = source.disparity
-        yield _line("disparity", f"{low:.4g}..{high:.4g} px")
+    if source.truth is not None:
+        low, high = source.truth
+        yield _line(prepare.quantity, f"{low:.4g}..{high:.4g}{prepare.unit}")
     if source.valid_share is not None:
         yield _line("valid share", f"{100 * source.valid_share:.3g} %")
-        yield _line(f"at or above {limit:g} px", f"{100 * source.above_share:.3g} % of the truth")
+        yield _line(prepare.outside_words, f"{100 * source.outside_share:.3g} % of the truth")
     if source.errors is not None:
         truth, zero = source.errors
         yield _line("photo-consistency", f"{truth:.1f} grey levels; {zero:.1f} at disparity 0")
@@ -84,10 +84,10 @@ def _line(name: str, value: str) -> str:
 
 
 def _extent(source: SourceReport) -> str:
-    parts = [f"{source.pairs}"]
-    if source.headers < source.pairs:
+    parts = [f"{source.samples}"]
+    if source.headers < source.samples:
         parts.append(f"headers of {source.headers} read")
-    read = "all" if len(source.facts) == source.pairs else str(len(source.facts))
+    read = "all" if len(source.facts) == source.samples else str(len(source.facts))
     parts.append(f"{read} read completely")
     return ", ".join(parts)
 
@@ -100,38 +100,46 @@ def _sizes(source: SourceReport) -> str:
 
 
 def contact_sheet(report: CheckReport) -> Picture | None:
-    """A picture of the first measured pairs of every source; None when there are none."""
+    """A picture of the first measured samples of every source; None when there are none."""
     blocks: list[Picture] = []
+    names: Sequence[str] = ()
     for source in report.sources:
-        form = find_format(source.dataset)
+        form = find_format(source.dataset, source.prepare.family)
         for fact in source.facts[:_SHOWN_PAIRS]:
             try:
                 sample = form.read(fact.row)
             except DataError:  # gone since it was measured
                 continue
-            blocks += [_caption(_title(source, sample)), _panels(sample)]
+            panels = _panels(sample)
+            names = tuple(panels)
+            picture = viz.side_by_side([_panel(panel) for panel in panels.values()])
+            blocks += [_caption(_title(source, sample), picture.shape[1]), picture]
     if not blocks:
         return None
-    names = viz.side_by_side([_caption(name, _PANEL_WIDTH + _GAP) for name in _PANELS])
-    return np.concatenate([names, *blocks])
+    heading = viz.side_by_side([_caption(name, _PANEL_WIDTH + _GAP) for name in names])
+    return np.concatenate([heading, *blocks])
 
 
-def _title(source: SourceReport, sample: StereoSample) -> str:
-    height, width = sample.disparity.shape
-    known = sample.disparity[sample.valid]
-    span = f", {known.min():.3g}..{known.max():.3g} px" if known.size else ""
+def _title(source: SourceReport, sample: StereoSample | MonoSample) -> str:
+    truth = truth_of(sample)
+    height, width = truth.shape
+    known = truth[sample.valid]
+    unit = source.prepare.unit
+    span = f", {known.min():.3g}..{known.max():.3g}{unit}" if known.size else ""
     return f"{source.split} {source.dataset}: {sample.name}, {width}x{height}{span}"
 
 
-def _panels(sample: StereoSample) -> Picture:
+def _panels(sample: StereoSample | MonoSample) -> dict[str, Picture]:
+    """The pictures of a sample by their names."""
+    if isinstance(sample, MonoSample):
+        return {"image": sample.image, "truth": viz.color_disparity(sample.target)}
     difference = difference_picture(sample.left, sample.right, sample.disparity)
-    pictures: Sequence[Picture] = (
-        sample.left,
-        sample.right,
-        viz.color_disparity(sample.disparity),
-        viz.color_disparity(difference, _FULL_DIFFERENCE),
-    )
-    return viz.side_by_side([_panel(picture) for picture in pictures])
+    return {
+        "left": sample.left,
+        "right": sample.right,
+        "truth": viz.color_disparity(sample.disparity),
+        "warped difference": viz.color_disparity(difference, _FULL_DIFFERENCE),
+    }
 
 
 def _panel(picture: Picture) -> Picture:
@@ -144,7 +152,7 @@ def _panel(picture: Picture) -> Picture:
     return panel
 
 
-def _caption(text: str, width: int = len(_PANELS) * (_PANEL_WIDTH + _GAP)) -> Picture:
+def _caption(text: str, width: int) -> Picture:
     """A line of text; the end is kept where it is too long, for that is where names differ."""
     strip = np.full((_LINE_HEIGHT, width, 3), _PAPER, np.uint8)
     font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.4

@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from stereo.data.annotations import Row, parse, raise_faults
-from stereo.data.batches import Batch, Preparation, Sample, Size, collate, preparation
+from stereo.data.batches import Batch, Preparation, Sample, Size, preparation
 from stereo.data.cache import SampleCache, open_cache, read_sample
 from stereo.data.datasets import Format, family_of, find_format
 from stereo.data.encodings import read_image_size
@@ -211,6 +211,18 @@ def _facts(sample: Sample, index: int, from_cache: bool) -> Batch:
         "index": index,
         "from_cache": from_cache,
     }
+
+
+def collate(items: Sequence[Batch]) -> Batch:
+    """Stack samples of equal size into a batch."""
+    batch: Batch = {}
+    for key, value in items[0].items():
+        values = [item[key] for item in items]
+        if isinstance(value, np.ndarray):
+            batch[key] = torch.as_tensor(np.stack(values))
+        else:
+            batch[key] = values if isinstance(value, str) else torch.tensor(values)
+    return batch
 
 
 class Reads:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stereo.data.annotations import Row
 from stereo.data.consistency import ROWS, Explanation, explain, photo_errors
 from stereo.data.datasets import StereoFormat, StereoSample
+from stereo.data.sample_facts import SampleFacts, of_samples
 
 _MANY_ABOVE = 0.05  # share of the truth at or above the limit that is warned about
 _FEW_VALID = 0.01  # share of the pixels, of dense truth
@@ -26,30 +26,18 @@ _ROW_OFFSET = 0.6  # px; the calibration of KITTI leaves 0.2 to 0.36
 
 
 @dataclass(frozen=True)
-class PairFacts:
-    """What was measured on one pair.
+class PairFacts(SampleFacts):
+    """What was measured on one pair; `outside` is at or above the limit, `truth` is in px.
 
     Attributes:
-        row: where it came from.
-        pixels: H * W.
-        known: pixels with known truth.
-        above: known pixels at or above the limit.
-        disparity: smallest and largest known disparity in px, None without any.
         errors: photo-consistency with the truth and at disparity 0, None where not measurable.
         explanation: see `consistency.explain`; None without truth or texture.
         is_identical: left and right are the same picture.
-        is_constant: one of the views has a single colour.
     """
 
-    row: Row
-    pixels: int
-    known: int
-    above: int
-    disparity: tuple[float, float] | None
     errors: tuple[float, float] | None
     explanation: Explanation | None
     is_identical: bool
-    is_constant: bool
 
 
 def measure(sample: StereoSample, limit: float) -> PairFacts:
@@ -64,8 +52,8 @@ def measure(sample: StereoSample, limit: float) -> PairFacts:
         row=sample.row,
         pixels=sample.disparity.size,
         known=known.size,
-        above=int((known >= limit).sum()),
-        disparity=(float(known.min()), float(known.max())) if known.size else None,
+        outside=int((known >= limit).sum()),
+        truth=(float(known.min()), float(known.max())) if known.size else None,
         errors=photo_errors(sample.left, sample.right, sample.disparity),
         explanation=explanation,
         is_identical=is_identical,
@@ -160,7 +148,7 @@ def offset_text(offsets: Sequence[float]) -> str:
 def _amount(facts: Sequence[PairFacts], limit: float, few: float) -> list[str]:
     """Warnings about too little usable truth, a share, and about truth beyond the limit."""
     with_truth = [fact for fact in facts if fact.row.disparity is not None]
-    known, above = sum(fact.known for fact in facts), sum(fact.above for fact in facts)
+    known, above = sum(fact.known for fact in facts), sum(fact.outside for fact in facts)
     warnings: list[str] = []
     if above > _MANY_ABOVE * known:
         warnings.append(
@@ -178,13 +166,13 @@ def _amount(facts: Sequence[PairFacts], limit: float, few: float) -> list[str]:
 
 def notes_of(facts: Sequence[PairFacts], limit: float) -> list[str]:
     """What is worth knowing about the measured pairs of a source, without being a doubt."""
-    known, above = sum(fact.known for fact in facts), sum(fact.above for fact in facts)
+    known, above = sum(fact.known for fact in facts), sum(fact.outside for fact in facts)
     return [_above(facts, limit)] if 0 < above <= _MANY_ABOVE * known else []
 
 
 def _above(facts: Sequence[PairFacts], limit: float) -> str:
-    known, above = sum(fact.known for fact in facts), sum(fact.above for fact in facts)
-    highest = max(fact.disparity[1] for fact in facts if fact.disparity is not None)
+    known, above = sum(fact.known for fact in facts), sum(fact.outside for fact in facts)
+    highest = max(fact.truth[1] for fact in facts if fact.truth is not None)
     return (
         f"{100 * above / known:.3g} % of the truth is at or above max_disparity {limit:g} px and "
         f"is not used; the largest is {highest:g} px"
@@ -192,5 +180,4 @@ def _above(facts: Sequence[PairFacts], limit: float) -> str:
 
 
 def _of(some: Sequence[PairFacts], every: Sequence[PairFacts]) -> str:
-    """`3 of 32 pairs (first train.txt:7)`."""
-    return f"{len(some)} of {len(every)} pairs (first {some[0].row.where})"
+    return of_samples(some, every, "pairs")

@@ -12,35 +12,42 @@ from stereo.data.datasets import (
     MonoFormat,
     raw_truth,
 )
-from stereo.data.encodings import NYU_PNG, RAW_PNG
+from stereo.data.encodings import NYU_PNG, RAW_PNG, FloatMap
 from stereo.errors import DataError
 
 _MOST = 0.5  # share of the values that must agree
+_EIGHT_BITS = 255  # no camera is nearer than so many millimetres to most of a scene
 
 
 def found_instead(form: Format, row: Row) -> str:
-    """The range of the values in the file, and the class that they look like; "" for neither."""
+    """The range of the values in a file of single images and what they look like, else ""."""
     if not isinstance(form, MonoFormat) or row.disparity is None:
         return ""
-    try:
-        values = raw_truth(form, row)
-    except DataError:  # reported elsewhere
-        return ""
-    known = values[np.isfinite(values)]
+    known = _known(form, row)
     if not known.size:
         return f"{row.disparity} knows no value"
     found = f"{row.disparity} holds {known.min():g}..{known.max():g}"
-    near, far = NYU_RELATIVE_RANGE
-    metres = known / 1000
-    in_room = float(((metres > near) & (metres < far)).mean())
-    if form.truth[row.disparity.suffix.lower()] is not RAW_PNG or known.max() < 255:
-        return found
-    if in_room < _MOST or float((metres > 0.255).mean()) < _MOST:
-        return found
-    return f"{found}, which looks like millimetres: use {_reader_of_millimetres(form)}"
+    reader = reader_of_millimetres(form, row)
+    return f"{found}, which looks like millimetres: use {reader}" if reader else found
 
 
-def _reader_of_millimetres(form: MonoFormat) -> str:
-    """The class that gives the same quantity from millimetres."""
-    readers = (f for f in MONO_FORMATS.values() if NYU_PNG in f.truth.values())
+def reader_of_millimetres(form: MonoFormat, row: Row) -> str:
+    """The class that reads a file which its class takes as it is but holds millimetres, else ""."""
+    if row.disparity is None or form.truth[row.disparity.suffix.lower()] is not RAW_PNG:
+        return ""
+    known = _known(form, row)
+    nearest, farthest = (1000 * metres for metres in NYU_RELATIVE_RANGE)
+    likely = (known > max(nearest, _EIGHT_BITS)) & (known < farthest)
+    if np.count_nonzero(likely) <= _MOST * known.size:
+        return ""
+    readers = (other for other in MONO_FORMATS.values() if NYU_PNG in other.truth.values())
     return next(reader.name for reader in readers if reader.quantity == form.quantity)
+
+
+def _known(form: MonoFormat, row: Row) -> FloatMap:
+    """The values (N,) of the file, before limits."""
+    try:
+        values = raw_truth(form, row)
+    except DataError:  # reported where the sample is read
+        return np.empty(0, np.float32)
+    return values[np.isfinite(values)]

@@ -123,7 +123,7 @@ def test_generated_pairs_of_every_class_raise_no_warning(dataset: str, maker: Ma
     for suffix, encoding in STEREO_FORMATS[dataset].truth.items():
         report = maker.check(dataset, write=encoding.write, suffix=suffix)
         assert (report.warnings, report.faults) == ((), ())
-        assert report.pairs == len(report.facts) == PAIRS
+        assert report.samples == len(report.facts) == PAIRS
         assert report.errors is not None
         assert report.errors[0] < 0.5 * report.errors[1]
 
@@ -152,7 +152,7 @@ def test_real_pairs_without_truth_raise_no_warning(real_data: Path) -> None:
     spec = spec_of(infer=[("GenericDataset", real_data / "generic_no_gt.txt")])
     report = only_source(spec, "infer_dataset")
     assert (report.warnings, report.faults) == ((), ())
-    assert (report.errors, report.valid_share, report.disparity) == (None, None, None)
+    assert (report.errors, report.valid_share, report.truth) == (None, None, None)
 
 
 def test_photo_consistency_is_that_of_the_published_table(real_data: Path) -> None:
@@ -531,7 +531,7 @@ def limited(maker: Maker, limit: int) -> SourceReport:
 def test_much_truth_above_the_limit_is_a_warning_with_the_largest(maker: Maker) -> None:
     report = limited(maker, 8)
     disparity = np.concatenate([pair.disparity.ravel() for pair in maker.pairs])
-    assert report.above_share == pytest.approx((disparity >= 8).mean(), abs=1e-6)
+    assert report.outside_share == pytest.approx((disparity >= 8).mean(), abs=1e-6)
     (warning,) = report.warnings
     assert "at or above max_disparity 8 px" in warning
     assert f"the largest is {disparity.max():g} px" in warning
@@ -601,7 +601,7 @@ def test_odd_sizes_are_measured_as_far_as_possible(size: tuple[int, int], tmp_pa
     file.write_text("left.png right.png truth.pfm\n")
     spec = spec_of(train=[("FSD", file)])
     report = only_source(spec)
-    assert (report.faults, report.disparity, report.errors) == ((), (2, 2), None)
+    assert (report.faults, report.truth, report.errors) == ((), (2, 2), None)
     assert contact_sheet(check_data(spec, ["train_dataset"])) is not None
 
 
@@ -700,7 +700,7 @@ def test_of_many_rows_a_seeded_sample_is_read(maker: Maker) -> None:
         check_data(spec, ["train_dataset"], pairs=2, headers=7, progress=note).sources[0]
         for _ in range(2)
     )
-    assert (first.pairs, first.headers, len(first.facts)) == (60, 7, 2)
+    assert (first.samples, first.headers, len(first.facts)) == (60, 7, 2)
     assert first == second
     assert ("reading headers of set.txt", 7, 7) in calls
     assert ("measuring pairs of set.txt", 2, 2) in calls

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from stereo.data.augment_mono import network_size, resize_image
+from stereo.data.check import SourceReport, check_data
+from stereo.data.check_report import contact_sheet, report_text
 from stereo.data.encodings import write_pfm, write_png
 from stereo.data.loaders import DataModule, evaluation_loader
 from stereo.data.preflight import preflight
@@ -294,7 +296,8 @@ def millimetres(folder: Path, values: Sequence[int], name: str = "mm") -> Path:
     lines: list[str] = []
     for number, value in enumerate(values):
         image, depth = f"{name}{number}.png", f"{name}{number}_depth.png"
-        write_png(folder / image, np.full((30, 40, 3), 90, np.uint8))
+        pixels = np.random.default_rng(number).integers(0, 255, (30, 40, 3), dtype=np.uint8)
+        write_png(folder / image, pixels)
         ramp = np.linspace(713, value, 30 * 40).reshape(30, 40).astype(np.uint16)
         cv2.imwrite(str(folder / depth), ramp)
         lines.append(f"{image} {depth}")
@@ -376,3 +379,66 @@ def test_the_cache_serves_single_images(images: Make, tmp_path: Path) -> None:
     assert (first["from_cache"].item(), second["from_cache"].item()) == (False, True)
     assert torch.equal(first["image"], second["image"])
     assert torch.equal(first["target"], second["target"])
+
+
+# --- validate --data ------------------------------------------------------------------------------
+
+
+def checked(spec: ExperimentSpec, part: str = "train_dataset") -> SourceReport:
+    (report,) = check_data(spec, [part]).sources
+    return report
+
+
+def test_validate_describes_images_with_their_depth(images: Make) -> None:
+    spec = metric(split(images((30, 40), (50, 60)), "MetricMonoDataset"))
+    report = check_data(spec, ["train_dataset"])
+    text = report_text(report)
+    assert report.sources[0].truth == (0.25, 12.0)
+    assert "images             2, all read completely" in text
+    assert "depth              0.25..12 m" in text
+    assert "not 0.001..10 m" in text
+    assert "photo-consistency" not in text
+    assert "% of the truth is not used: usable is above 0.001 and below 10 m" in text
+    sheet = contact_sheet(report)
+    assert sheet is not None
+    assert sheet.shape[1] == 2 * 324
+
+
+def test_validate_warns_of_millimetres_that_partly_pass_for_disparity(tmp_path: Path) -> None:
+    path = millimetres(tmp_path, [1400])  # half of them below the limit of a disparity
+    report = checked(relative(split(path, "RelativeMonoDataset")))
+    (warning,) = report.warnings
+    assert "looks like millimetres in 1 of 1 images (first" in warning
+    assert "Use dataset_name NYUDV2Relative" in warning
+
+
+def test_validate_says_nothing_about_good_nyu_frames(tmp_path: Path) -> None:
+    spec = metric(split(nyu(tmp_path), "NYUDV2"))
+    report = checked(spec, "val_dataset")
+    assert (report.faults, report.warnings) == ((), ("an image has a single colour in 1 of 1 images"
+        f" (first {tmp_path / 'nyu.txt'}:1). Check the image files",))  # fmt: skip
+    assert report.valid_share == 1
+
+
+def test_validate_finds_frames_that_cannot_be_scored(tmp_path: Path) -> None:
+    spec = metric(split(nyu(tmp_path, (240, 320)), "NYUDV2"))
+    assert "nyu_eigen is defined for targets of 640x480" in checked(spec, "val_dataset").faults[0]
+    assert checked(spec).faults == ()
+
+
+def test_validate_warns_of_depth_beyond_the_limits(tmp_path: Path, images: Make) -> None:
+    path = images((30, 40))
+    values = np.full((30, 40), 55.0, np.float32)
+    values[0, :3] = 5.0
+    write_pfm(tmp_path / "d0.pfm", values)
+    outside, few = checked(metric(split(path, "MetricMonoDataset"))).warnings
+    assert outside.startswith("99.8 % of the truth is not used")
+    assert "the truth spans 5..55 m" in outside
+    assert few.startswith("only 0.25 % of the pixels have usable truth")
+    assert few.endswith("Check dataset_name (the encoding), masks, min_depth and max_depth")
+
+
+def test_validate_accepts_lines_without_truth_for_inference(images: Make) -> None:
+    spec = metric(split(images((30, 40), targets=False), "MetricMonoDataset"))
+    report = checked(spec, "infer_dataset")
+    assert (report.faults, report.warnings, report.truth) == ((), (), None)
