@@ -102,10 +102,10 @@ def _relative_errors(learnt: Curves, whole: Sequence[Curve]) -> list[float]:
     """Return squared errors of forecasts after a ninth and a third of each complete curve."""
     full = len(learnt.shape)
     errors: list[float] = []
-    for last in sorted({max(2, full // 9), max(2, full // 3)}):
+    for last in sorted({max(2, full // 9), max(2, full // 3)} & set(range(full))):
         to_come = float(learnt.shape[last - 1]) ** 2
-        if last >= full or to_come < 4 * learnt.noise:
-            continue  # nothing is left to be forecast
+        if to_come < 4 * learnt.noise:
+            continue  # next to nothing is left to be forecast
         for curve in whole:
             early, _ = learnt.level({epoch: curve[epoch] for epoch in range(1, last + 1)})
             error = (early - learnt.level(curve)[0]) ** 2

@@ -90,6 +90,10 @@ class CMASampler:
     seed: int
     objective: Objective
 
+    def __post_init__(self) -> None:
+        """Refuse before the first trial what would fail at the second."""
+        _cmaes()
+
     def suggest(self, trials: Sequence[TrialRecord], number: int, retry: int) -> dict[str, Any]:
         """Return a sample of the distribution that whole generations of trials have shaped."""
         cmaes = _cmaes()

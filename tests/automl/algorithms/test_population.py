@@ -1,6 +1,7 @@
 """Evolution: children of the better trials, as functions of the log."""
 
 import math
+import sys
 
 import pytest
 
@@ -12,6 +13,7 @@ from automl.algorithms.population import (
 )
 from automl.algorithms.samplers import RandomSampler
 from automl.contract import Objective
+from automl.errors import StudySpecError
 from automl.space import SearchSpace
 from automl.store import TrialRecord
 from tests.automl.algorithms.trials import SPACE, trial
@@ -71,3 +73,9 @@ def test_the_population_is_the_best_of_the_longest_length_with_enough():
     trials += [trial(n, {}, "complete", 9.0, 9.0, float(-n)) for n in range(15, 20)]
     trials += [trial(20, {}, "diverged", 0.0, 0.0, 0.0)]
     assert [each.id for each in evolution._population(trials)] == [19, 18, 17, 16, 15]
+
+
+def test_without_its_package_cmaes_is_refused_before_the_first_trial(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cmaes", None)
+    with pytest.raises(StudySpecError, match=r"cmaes is not installed.*pip install cmaes"):
+        CMASampler(SPACE, 0, OBJECTIVE)
