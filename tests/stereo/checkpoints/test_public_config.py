@@ -130,3 +130,10 @@ def test_a_configuration_that_is_none_is_left_out_with_a_warning(
     assert "cfg.yaml is not read" in record.getMessage()
     assert said in record.getMessage()
     assert not (tmp_path / "hacked").exists()
+
+
+def test_only_the_public_network_was_published_with_that_range() -> None:
+    with torch.device("meta"):
+        tao = FoundationStereo(FoundationStereoSpec(variant="tao")).state_dict()
+    told = identify(tao, {"cfg.yaml": {}})
+    assert (told.settings, told.remark) == ({}, "")
