@@ -39,7 +39,8 @@ def enlarge(disk: Path) -> None:
 
 
 def test_a_study_runs_to_the_end_of_its_budget(tmp_path: Path) -> None:
-    run_study(open_quadratic(tmp_path, trials=12))
+    behaviour = {"diverge_at": 1, "fail_trials": "5"}
+    run_study(open_quadratic(tmp_path, trials=12, behaviour=behaviour))
 
     study = read_study(tmp_path / "study")
     states = [trial.state for trial in study.trials]
