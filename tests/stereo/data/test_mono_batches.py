@@ -442,3 +442,10 @@ def test_validate_accepts_lines_without_truth_for_inference(images: Make) -> Non
     spec = metric(split(images((30, 40), targets=False), "MetricMonoDataset"))
     report = checked(spec, "infer_dataset")
     assert (report.faults, report.warnings, report.truth) == ((), (), None)
+
+
+def test_validate_suspects_no_millimetres_in_a_raw_disparity(tmp_path: Path) -> None:
+    path = millimetres(tmp_path, [9995])
+    ramp = np.linspace(3, 240, 30 * 40).reshape(30, 40).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "mm0_depth.png"), ramp)
+    assert checked(relative(split(path, "RelativeMonoDataset"))).warnings == ()

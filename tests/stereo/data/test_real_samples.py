@@ -17,6 +17,9 @@ import pytest
 from stereo.data.annotations import Row, parse
 from stereo.data.datasets import Family, Format, MonoSample, StereoSample, eval_crop, find_format
 from stereo.data.encodings import MIDDLEBURY_PNG
+from stereo.data.loaders import evaluation_loader
+from stereo.spec.data import MonoSource
+from stereo.spec.experiment import MetricDepthExperiment
 
 # Annotation file -> further classes that read the same content to the same values.
 STEREO_FILES = {
@@ -164,3 +167,17 @@ def test_lines_without_ground_truth_have_none(
     for sample in map(form.read, rows):
         assert not sample.has_gt
         assert not sample.valid.any()
+
+
+def test_the_nyu_frame_is_scored_at_native_size_inside_its_box(real_data: Path) -> None:
+    values = json.loads((real_data / "EXPECTED.json").read_text())["mono_nyudv2"]["samples"][0]
+    spec = MetricDepthExperiment()
+    spec.dataset.cache, split = "off", spec.dataset.test_dataset
+    split.workers = 0
+    split.data_sources = [MonoSource("NYUDV2", str(real_data / "mono_nyudv2.txt"))]
+
+    (batch,) = evaluation_loader(split, spec, batch_size=1)
+
+    assert batch["image"].shape == (1, 3, 518, 686)  # networks-mono.md 5
+    assert batch["target"].shape == (1, 1, values["height"], values["width"])
+    assert int(batch["valid"].sum()) == values["valid_with_eigen_crop"]
