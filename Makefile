@@ -16,16 +16,17 @@ MODEL ?= ffs
 AUTOML ?= auto
 DATA ?=
 KITTI ?=
+BENCHMARK ?= ../shared/bench/search_quality.py
 VAL ?=
 ARGS ?=
 STUDY ?=
 DATA_ARGS = $(if $(DATA),--data $(DATA)) $(if $(VAL),--val $(VAL))
 
 .PHONY: help study train plan status report promote dashboard data schemas parity check test \
-	test-all test-gpu bench install clean
+	test-all test-gpu bench bench-search bench-overhead install clean
 
 help: ## Show every target with its sentence
-	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F':.*?## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F':.*?## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 $(VENV)/.installed: constraints.txt pyproject.toml
 	@echo "Setting up $(VENV) (a few minutes the first time) ..."
@@ -97,6 +98,12 @@ test-gpu: $(VENV)/.dev ## The tests that need an NVIDIA GPU
 bench: $(VENV)/.dev ## Measure speed and memory against the yardstick, into docs/performance.md
 	$(BIN)/python tests/bench/networks.py --record
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/dataloader.py --record $(if $(KITTI),--kitti $(KITTI))
+
+bench-search: $(VENV)/.dev ## Score the search algorithms on seeded objectives (BENCHMARK=search_quality.py), an hour
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/search.py --benchmark $(BENCHMARK) --record $(ARGS)
+
+bench-overhead: $(VENV)/.dev ## Measure what a study costs beside its trials, into docs/performance.md
+	$(BIN)/python tests/bench/overhead.py --record $(ARGS)
 
 clean: ## Remove the virtual environment and caches (never results/)
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
