@@ -64,11 +64,11 @@ def test_a_second_run_decodes_nothing(place: Place) -> None:
     second = train(place, "second", "dataset.train_dataset.workers=1")
 
     assert first == {
-        "pairs of the check": [(0, 6)],
+        "samples of the check": [(0, 6)],
         "training pairs": [(4, 0)],
         "validation pairs": [(2, 0)],
     }
-    assert second == first | {"pairs of the check": [(6, 0)]}
+    assert second == first | {"samples of the check": [(6, 0)]}
 
 
 @pytest.mark.slow
@@ -80,8 +80,8 @@ def test_the_trials_of_two_studies_share_one_decoded_set(place: Place) -> None:
         assert code == 0, output
         found = reads(place.root / "results" / "studies" / name)
 
-        assert found.pop("pairs of the check") == [(6, 0) if number else (0, 6)]
+        assert found.pop("samples of the check") == [(6, 0) if number else (0, 6)]
         assert len(found["training pairs"]) == 2
         assert all(decoded == 0 for passes in found.values() for _, decoded in passes), found
     os.utime(sorted((place.root / "data" / "train").rglob("im0.png"))[1])
-    assert train(place, "touched")["pairs of the check"] == [(5, 1)]
+    assert train(place, "touched")["samples of the check"] == [(5, 1)]

@@ -83,7 +83,7 @@ def test_every_width_of_fast_foundation_stereo_follows_from_shapes(changed: dict
     given = values(spec)
     assert found.fields == {key: given[key] for key in found.fields}
     unseen = {"model_type", "n_gru_layers", "n_downsample", "max_disparity", "train_iters"}
-    unseen |= {"valid_iters", "low_memory", "mixed_precision", "gwc_feature_normalize"}
+    unseen |= {"valid_iters", "low_memory", "mixed_precision", "compile", "gwc_feature_normalize"}
     unseen |= {"disp_head_input_dim", "classifier_mid", "cost_agg_conv_patch_padding"}
     assert {key for key in given if "stereo_backbone" not in key} - found.fields.keys() == unseen
 
