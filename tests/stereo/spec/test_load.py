@@ -51,6 +51,10 @@ def opened(action: str, model: str | None = None) -> list[str]:
         ],
         "export": ["export.checkpoint=a.pth"],
         "gen_trt_engine": ["gen_trt_engine.onnx_file=a.onnx"],
+        "quantize": [
+            "quantize.model_path=a.pth",
+            f"dataset.val_dataset.data_sources=[{source}]",
+        ],
     }[action]
 
 
@@ -547,8 +551,8 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_verb_is_refused() -> None:
-    with pytest.raises(SpecError, match="quantize: unknown, allowed convert, train, evaluate"):
-        load_spec(None, action="quantize")
+    with pytest.raises(SpecError, match="prune: unknown, allowed convert, train, evaluate"):
+        load_spec(None, action="prune")
 
 
 # -- round trip -----------------------------------------------------------------------------------
@@ -571,10 +575,11 @@ def values_of(node: Node, model: str) -> st.SearchStrategy[Any]:
         "string": st.text("abc/._- 19é", min_size=1).map(lambda text: f"p{text}"),
     }
     if node.item == "section":
-        values = st.just(samples(model))
+        layers = [{"module_name": "*", "weights": {"dtype": "int8"}}]
+        values = st.just(layers if node.path == "quantize.layers" else samples(model))
     elif node.kind == "list":
         least = 0 if facts.item_low is None else facts.item_low
-        items = {"int": st.integers(int(least), 512), "float": st.floats(least, 2.0)}
+        items = scalars | {"int": st.integers(int(least), 512), "float": st.floats(least, 2.0)}
         item = st.sampled_from(node.choices) if node.choices else items[str(node.item)]
         size = facts.length or 2
         unique = bool(node.choices)
