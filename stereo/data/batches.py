@@ -223,7 +223,8 @@ class _Images(Preparation):
             "image": self._normalised(self._resized(sample.image)),
             **native,
             "target": target[None],
-            "valid": (np.isfinite(target) & scored)[None],
+            # The farthest pixel is 0 once normalised, and an error relative to 0 is no score.
+            "valid": (np.isfinite(target) & (target > 0) & scored)[None],
             "truth_pixels": np.count_nonzero(sample.valid & scored),
         }
 

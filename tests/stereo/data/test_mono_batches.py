@@ -284,9 +284,12 @@ def test_normalised_truth_spans_zero_to_one_over_usable_pixels(
     values[0, :3] = (2.0, 2000.0, 6.0)
     write_pfm(tmp_path / "d0.pfm", values)
     spec = relative(split(path, "RelativeMonoDataset"), normalize_depth=True)
-    for batch in (scored(spec)[0], crops(spec)[0]):
-        assert sorted(set(batch["target"][batch["valid"]].tolist())) == [0.0, 0.75, 1.0]
-        assert int(batch["valid"].sum()) == 28 * 42 - 1
+    trained, whole = crops(spec)[0], scored(spec)[0]
+    assert sorted(set(trained["target"][trained["valid"]].tolist())) == [0.0, 0.75, 1.0]
+    assert int(trained["valid"].sum()) == 28 * 42 - 1
+    # Nothing is relative to 0, so that the farthest pixel has no score.
+    assert sorted(set(whole["target"][whole["valid"]].tolist())) == [0.75, 1.0]
+    assert int(whole["valid"].sum()) == 28 * 42 - 2
 
 
 # --- the check ------------------------------------------------------------------------------------
