@@ -25,6 +25,7 @@ from stereo.data.batches import Batch, Preparation, Sample, Size, preparation
 from stereo.data.cache import SampleCache, open_cache, read_sample
 from stereo.data.datasets import Format, family_of, find_format
 from stereo.data.encodings import read_image_size
+from stereo.data.suspects import mistaken_unit
 from stereo.errors import DataError
 from stereo.spec.data import SplitSpec
 from stereo.spec.experiment import ExperimentSpec
@@ -113,11 +114,14 @@ def evaluation_loader(
             cover `augmentation.crop_size`, keeping the aspect. Pairs stay as they are.
 
     Raises:
-        DataError: faulty annotation files, listed with line and reason (exit code 2).
+        DataError: faulty annotation files, listed with line and reason, or ground truth in
+            another unit than its class reads (exit code 2).
     """
     entries = entries_of(split, spec, inference=inference)
     tiled = spec.train.inference_tile
     prepare = preparation(spec, split.augmentation, input_size, keep_native=tiled)
+    if not inference:
+        raise_faults(_mistaken_units(entries, prepare))
     samples = WholeSamples(entries, prepare, open_cache(spec.dataset))
     return _whole_loader(samples, split, batch_size)
 
@@ -290,6 +294,16 @@ def too_few(split: SplitSpec, count: int, samples: str) -> str:
         f"{files}: {count} {samples}, fewer than dataset.train_dataset.batch_size "
         f"({split.batch_size}). Use a smaller batch or more data"
     )
+
+
+def _mistaken_units(entries: Sequence[Entry], prepare: Preparation) -> list[str]:
+    """What is wrong with the unit of the ground truth; the first sample of a source decides."""
+    first = {entry.source: entry for entry in reversed(entries)}
+    told = (
+        (entry.row, mistaken_unit(entry.form, entry.row, prepare.limits))
+        for entry in reversed(first.values())
+    )
+    return [f"{row.source}: {mistaken}" for row, mistaken in told if mistaken]
 
 
 def _whole_loader(samples: WholeSamples, split: SplitSpec, batch_size: int) -> DataLoader[Batch]:

@@ -15,7 +15,7 @@ from stereo.data.cache import open_cache, read_sample, require
 from stereo.data.datasets import truth_of
 from stereo.data.loaders import Entry, Reads, parse_split, too_few
 from stereo.data.remote import RemoteFile
-from stereo.data.suspects import found_instead
+from stereo.data.suspects import found_instead, mistaken_unit
 from stereo.errors import DataError
 from stereo.spec.data import SplitSpec
 from stereo.spec.experiment import ExperimentSpec
@@ -183,12 +183,14 @@ def _unusable(spec: ExperimentSpec, name: str, facts: SplitFacts, survey: _Surve
     if name == "infer_dataset":
         return
     for source in survey.sources.values():
+        entry = source.first
         if source.usable:
+            if mistaken := mistaken_unit(entry.form, entry.row, prepare.limits):
+                yield f"{entry.row.source}: {mistaken}"
             continue
         found = f"no known {prepare.quantity}"
         if source.least <= source.greatest:
             found = f"{prepare.quantity} {source.least:g}..{source.greatest:g}{prepare.unit}"
-        entry = source.first
         instead = found_instead(entry.form, entry.row)
         yield (
             f"{entry.row.source}: no usable ground truth: {found}, usable is "

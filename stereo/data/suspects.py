@@ -31,6 +31,26 @@ def found_instead(form: Format, row: Row) -> str:
     return f"{found}, which looks like millimetres: use {reader}" if reader else found
 
 
+def mistaken_unit(form: Format, row: Row, limits: tuple[float, float]) -> str:
+    """What a file of single images holds whose class takes millimetres for another unit, else "".
+
+    Some of them may lie within the limits all the same: what is near passes for a disparity. Ground
+    truth that lies there for the most part is taken at its word.
+
+    Args:
+        form: class of the file.
+        row: names the file.
+        limits: of usable ground truth, both exclusive.
+    """
+    if not isinstance(form, MonoFormat) or not (reader := reader_of_millimetres(form, row)):
+        return ""
+    known, (low, high) = _known(form, row), limits
+    if np.count_nonzero((known > low) & (known < high)) > _MOST * known.size:
+        return ""
+    found = f"{row.disparity} holds {known.min():g}..{known.max():g}"
+    return f"{found}, which looks like millimetres and not like {form.quantity}: use {reader}"
+
+
 def reader_of_millimetres(form: MonoFormat, row: Row) -> str:
     """The class that reads a file which its class takes as it is but holds millimetres, else ""."""
     if row.disparity is None or form.truth[row.disparity.suffix.lower()] is not RAW_PNG:

@@ -334,6 +334,39 @@ def test_raw_millimetres_as_relative_truth_are_refused_naming_the_relative_class
         preflight(relative(split(path, "RelativeMonoDataset")), ["train_dataset"])
 
 
+def relative_split(folder: Path) -> RelativeDepthExperiment:
+    return relative(split(millimetres(folder, [4000]), "RelativeMonoDataset"))
+
+
+def wide_metric_split(folder: Path) -> MetricDepthExperiment:
+    return metric(split(millimetres(folder, [4000]), "MetricMonoDataset"), max_depth=1000.0)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "reader"),
+    [(relative_split, "NYUDV2Relative"), (wide_metric_split, "NYUDV2")],
+)
+def test_millimetres_of_which_some_pass_are_refused_naming_their_class(
+    tmp_path: Path, experiment: Callable[[Path], ExperimentSpec], reader: str
+) -> None:
+    spec = experiment(tmp_path)
+    told = rf"mm\.txt: .*mm0_depth\.png holds 713\.\.4000, .* millimetres .*: use {reader}$"
+    for part in ("train_dataset", "val_dataset"):
+        with pytest.raises(DataError, match=told) as caught:
+            preflight(spec, [part])
+        assert caught.value.exit_code == 2
+    with pytest.raises(DataError, match=told) as caught:
+        evaluation_loader(spec.dataset.test_dataset, spec, batch_size=1)
+    assert caught.value.exit_code == 2
+    evaluation_loader(spec.dataset.infer_dataset, spec, batch_size=1, inference=True)
+
+
+def test_raw_truth_that_mostly_lies_within_the_limits_is_taken_at_its_word(tmp_path: Path) -> None:
+    spec = relative(split(millimetres(tmp_path, [1200]), "RelativeMonoDataset"))
+    preflight(spec, ["train_dataset"])
+    assert len(scored(spec)) == 1
+
+
 def test_a_source_without_a_usable_pixel_is_refused_beside_a_good_one(
     tmp_path: Path, images: Make
 ) -> None:
