@@ -48,6 +48,7 @@ def _declared(table: Mapping[str, Mapping[str, Any]]) -> dict[str, Metric]:
 METRICS = _declared(experiment.METRICS)
 ROOTS = ("rmse", "rmse_log")  # accumulated as squares
 LOG_FLOOR = 1e-3  # px; disparities are raised to it before the logarithm
+DEPTH_FLOOR = 1e-6  # m; where min_depth is 0, depths are raised to it before the logarithm
 RELATIVE_FLOOR = 1e-8  # aligned and true inverse depths are raised to it
 RATIO = 1.25  # d1; its square and cube are d2 and d3
 
@@ -223,7 +224,7 @@ class DepthMetrics(_MonoMetrics):
         super().__init__(min_depth=min_depth, max_depth=max_depth)
 
     def _sums(self, prediction: Tensor, gt: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        low, high = self.limits["min_depth"], self.limits["max_depth"]
+        low, high = max(self.limits["min_depth"], DEPTH_FLOOR), self.limits["max_depth"]
         sums = self._depth_sums(prediction.clamp(low, high), gt.clamp(low, high), valid)
         return sums, valid.any(dim=-1).any(dim=-1)
 

@@ -189,6 +189,15 @@ def test_a_perfect_prediction_has_no_error() -> None:
     assert set(pixel.values()) == {0.0}
 
 
+def test_a_depth_of_0_has_finite_errors_where_min_depth_is_0() -> None:
+    metrics = DepthMetrics(0.0, 10.0)
+    prediction = torch.tensor([[[0.0, 1.0]]])  # a sigmoid in float16 underflows
+    (row,) = metrics.update(prediction, torch.ones(1, 1, 2), torch.ones(1, 1, 2, dtype=torch.bool))
+    assert row is not None
+    assert row["rmse_log"] == pytest.approx(math.log(1e6) / math.sqrt(2))
+    assert (row["d1"], row["abs_rel"]) == (0.5, pytest.approx(0.5, abs=1e-6))
+
+
 @given(factor=st.floats(0.5, 2.0))
 @settings(deadline=None)
 def test_a_common_factor_is_no_scale_invariant_error(factor: float) -> None:
