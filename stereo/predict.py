@@ -21,7 +21,7 @@ from stereo.checkpoints import files
 from stereo.engines import base
 from stereo.errors import EngineError, SpecError, SpecProblem
 from stereo.geometry import Tiles
-from stereo.registry import entry_for, load_weights
+from stereo.registry import entry_for, load_weights, other_meanings
 from stereo.spec.rules import value_at
 from stereo.tasks import InputSizes, Network, Size, Task
 
@@ -138,28 +138,13 @@ def load_predictor(
 def load_network(checkpoint: Path, spec: ExperimentSpec) -> nn.Module:
     """The network of `spec.model` with the weights of a checkpoint, in eval mode on the CPU."""
     entry = entry_for(spec)
-    _refuse_other_meaning(checkpoint, entry.task, spec)
+    if entry.task.bound and (
+        problems := other_meanings(checkpoint, files.read(checkpoint), entry, spec)
+    ):
+        raise SpecError(problems)
     network = entry.build(spec)
     load_weights(network, checkpoint, entry, spec)
     return network.eval()
-
-
-def _refuse_other_meaning(checkpoint: Path, task: Task[Any], spec: ExperimentSpec) -> None:
-    """Compare what a checkpoint says of its training with the spec; released files say nothing."""
-    if not task.bound:
-        return
-    trained = files.read(checkpoint).get("spec")
-    problems: list[SpecProblem] = []
-    for path in task.bound:
-        value: Any = trained
-        for name in path.split("."):
-            value = value.get(name) if isinstance(value, dict) else None
-        given = value_at(spec, path)
-        if value is not None and value != given:
-            problem = f"got {given}, the weights were trained with {value}"
-            problems.append(SpecProblem(str(checkpoint), path, problem, f"Set {path}={value}"))
-    if problems:
-        raise SpecError(problems)
 
 
 def _checkpoint(path: Path, spec: ExperimentSpec, task: Task[Any]) -> Network:

@@ -364,6 +364,29 @@ def _tell_other_range(
         LOG.warning("%s: made for model.max_disparity %s, the spec has %s", path, needed, given)
 
 
+def other_meanings(
+    path: Path, payload: Mapping[str, Any], entry: ModelEntry, spec: ExperimentSpec
+) -> list[SpecProblem]:
+    """Fields with which the weights of a checkpoint would mean something else than in training.
+
+    Args:
+        path: of the checkpoint, for messages.
+        payload: what it holds; released files say nothing of their training.
+        entry: row of the network.
+        spec: the experiment.
+    """
+    problems: list[SpecProblem] = []
+    for key in entry.task.bound:
+        value: Any = payload.get("spec")
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        given = value_at(spec, key)
+        if value is not None and value != given:
+            problem = f"got {given}, the weights were trained with {value}"
+            problems.append(SpecProblem(str(path), key, problem, f"Set {key}={value}"))
+    return problems
+
+
 def load_start(
     network: nn.Module, entry: ModelEntry, spec: ExperimentSpec
 ) -> dict[str, LoadReport]:
@@ -378,10 +401,14 @@ def load_start(
         CheckpointError: a file is unusable, or its weights do not fit.
         SpecError: see `load_weights`.
     """
+    from stereo.checkpoints import files as checkpoints
     from stereo.checkpoints.load import load_part
 
     partial, whole = spec.train.allow_partial_load, spec.train.pretrained_model_path
     if whole:
+        if entry.task.bound:
+            for problem in other_meanings(Path(whole), checkpoints.read(Path(whole)), entry, spec):
+                LOG.warning("%s", problem)
         return {whole: load_weights(network, Path(whole), entry, spec, partial=partial)}
     files = {part: value_at(spec, part.key) for part in entry.parts()}
     return {

@@ -25,7 +25,7 @@ import torch
 from stereo.checkpoints import files, load
 from stereo.errors import CheckpointError, NoResultError, SpecError, SpecProblem
 from stereo.files import write_text
-from stereo.registry import load_start
+from stereo.registry import load_start, other_meanings
 from stereo.train.optim import warn_about_unused
 
 if TYPE_CHECKING:
@@ -254,6 +254,8 @@ def _network(
     if spec.model.compile:
         network.compile()
     if start is not None:
+        if problems := other_meanings(start.path, start.payload, entry, spec):
+            raise SpecError(problems)
         load.load_into(network, start.path)
         return network
     for file, report in load_start(network, entry, spec).items():

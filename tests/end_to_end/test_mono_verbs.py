@@ -256,6 +256,21 @@ def test_another_range_of_depth_is_refused(run: Run, capsys: pytest.CaptureFixtu
     assert reason in told.err + told.out
 
 
+def test_training_goes_on_with_the_same_range_of_depth_only(
+    run: Run, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    if run.key == "mono_relative":
+        pytest.skip("has no range")
+    other = "dataset.max_depth=10.0"
+    value = f"train.resume_training_checkpoint_path={run.checkpoint.resolve()}"
+    assert run.verb("train", "other", *training(run, epochs=3), value, other) == 2
+    told = capsys.readouterr()
+    assert "dataset.max_depth: got 10.0, the weights were trained with 80.0" in told.err + told.out
+    value = f"train.pretrained_model_path={run.checkpoint}"
+    assert run.verb("train", "new", *training(run), value, other, "train.is_dry_run=true") == 0
+    assert "got 10.0, the weights were trained with 80.0" in caplog.text
+
+
 def test_bfloat16_trains_and_scores(run: Run) -> None:
     values = [*training(run, epochs=1), "train.precision=bf16", "train.activation_checkpoint=true"]
     assert run.verb("train", "bf16", *values) == 0
