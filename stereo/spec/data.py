@@ -28,6 +28,7 @@ RelativeDatasetName = Literal[
 STEREO_DATASETS: tuple[str, ...] = get_args(StereoDatasetName)
 METRIC_DATASETS: tuple[str, ...] = get_args(MetricDatasetName)
 RELATIVE_DATASETS: tuple[str, ...] = get_args(RelativeDatasetName)
+NYU_DATASETS = ("NYUDV2", "NYUDV2Relative")  # scored in a part of the image that is their own
 
 
 @dataclass

@@ -15,8 +15,10 @@ from stereo.errors import SpecProblem
 from stereo.spec.data import (
     METRIC_DATASETS,
     MONO_AUGMENTATION,
+    NYU_DATASETS,
     RELATIVE_DATASETS,
     MonoAugmentSpec,
+    MonoDatasetSpec,
     MonoSource,
 )
 from stereo.spec.experiment import ACTIONS, ExperimentSpec
@@ -535,6 +537,15 @@ def _truth_of(names: tuple[str, ...], truth: str) -> tuple[Rule, ...]:
     return tuple(rule(f"dataset.{split}.data_sources") for split in _SPLITS)
 
 
+def _crop_of_class(spec: ExperimentSpec) -> str | None:
+    given: str = value_at(spec, "dataset.eval_crop")
+    data: MonoDatasetSpec = value_at(spec, "dataset")
+    scored = (*(data.val_dataset.data_sources or ()), *(data.test_dataset.data_sources or ()))
+    names = sorted({s.dataset_name for s in scored if s.dataset_name in NYU_DATASETS})
+    wrong = given not in ("none", "nyu_eigen") and bool(names)
+    return _said_if(wrong, f"{given} has no effect on {', '.join(names)}, scored in nyu_eigen")
+
+
 def _depth_range(spec: ExperimentSpec) -> str | None:
     low, high = value_at(spec, "dataset.min_depth"), value_at(spec, "dataset.max_depth")
     return _said_if(low >= high, f"{low} m is not below dataset.max_depth {high} m")
@@ -680,6 +691,16 @@ STEREO_DATA_RULES: tuple[Rule, ...] = (
 MONO_DATA_RULES: tuple[Rule, ...] = (
     _data_family("MonoDataset", "mono"),
     _only_of_pairs(),
+    Rule(
+        (
+            "dataset.eval_crop",
+            "dataset.val_dataset.data_sources",
+            "dataset.test_dataset.data_sources",
+        ),
+        _crop_of_class,
+        "These classes have a crop of their own",
+        warning=True,
+    ),
     *_sides(PATCH, *(f"{augmentation}.crop_size" for augmentation in _AUGMENTATIONS)),
     *_sides(PATCH, *_INPUT_SIDES),
     _warm_start_lr("train.pretrained_model_path", _BACKBONE),

@@ -357,8 +357,19 @@ WARNED_OF: dict[str, list[tuple[str, tuple[str, ...]]]] = {
             ),
         ),
     ],
-    "mono_metric": WARNED_MONO,
-    "mono_relative": WARNED_MONO,
+    **{
+        model: [
+            *WARNED_MONO,
+            (
+                "dataset.eval_crop",
+                (
+                    "dataset.eval_crop=kitti_garg",
+                    "dataset.val_dataset.data_sources=[{dataset_name: " + name + ", data_file: a}]",
+                ),
+            ),
+        ]
+        for model, name in (("mono_metric", "NYUDV2"), ("mono_relative", "NYUDV2Relative"))
+    },
 }
 
 
@@ -421,6 +432,17 @@ def test_a_field_without_effect_is_worth_a_warning(
         overrides = ("results_dir=out", *train_data(model), *overrides)
         load_spec(None, list(overrides), action="train", model=model)
     assert [m for m in caplog.messages if m.startswith(f"command line: {key}: ")]
+
+
+@pytest.mark.parametrize("crop", ["none", "nyu_eigen"])
+def test_the_crop_that_nyu_is_scored_in_needs_no_warning(
+    crop: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = [*train_data("mono_metric"), f"dataset.eval_crop={crop}"]
+    given.append("dataset.val_dataset.data_sources=[{dataset_name: NYUDV2, data_file: a}]")
+    with caplog.at_level(logging.WARNING):
+        load_spec(None, ["results_dir=out", *given], action="train", model="mono_metric")
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize(
