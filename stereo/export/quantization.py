@@ -2,7 +2,8 @@
 
 Written are the quantised model, its sidecar where it is a graph, and `quantize.json`: sizes, drift,
 latency, modules, and the scores on the validation split before and after. Drift compares both
-models on the calibration images: mean of |after - before| / |before| over all pixels.
+models on the calibration images: mean of |after - before| / |before| over all pixels, where
+|before| counts as at least a tenth of its mean.
 
 Source: training.md 10 of the design pages.
 """
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 WARN_DRIFT = 0.05
-LEAST_REFERENCE = 1e-6  # smallest |before| that a change is divided by
+LEAST_SHARE = 0.1  # of the mean |before|; a change is divided by no less: inverse depth may be 0
 Run = Callable[[Images], NDArray[Any]]
 
 
@@ -72,7 +73,7 @@ class Drift:
     """How far two models are apart on the same images.
 
     Attributes:
-        mean_relative: mean of |after - before| / |before|.
+        mean_relative: mean of |after - before| / |before|, see `LEAST_SHARE`.
         correlation: of all pixels of all images; None for a constant output.
         images: samples compared.
     """
@@ -266,7 +267,8 @@ def drift_of(before: Sequence[NDArray[Any]], after: Sequence[NDArray[Any]]) -> D
     """Compare outputs for the same images."""
     reference = np.concatenate([values.ravel() for values in before]).astype(np.float64)
     changed = np.concatenate([values.ravel() for values in after]).astype(np.float64)
-    scale = np.maximum(np.abs(reference), LEAST_REFERENCE)
+    sizes = np.abs(reference)
+    scale = np.maximum(sizes, LEAST_SHARE * sizes.mean() or 1.0)
     constant = reference.std() == 0 or changed.std() == 0
     return Drift(
         mean_relative=float((np.abs(changed - reference) / scale).mean()),

@@ -168,6 +168,12 @@ def test_drift_is_the_mean_relative_change_of_all_pixels() -> None:
     assert drift_of([np.ones(2)], [np.ones(2)]).correlation is None
 
 
+def test_pixels_of_no_inverse_depth_do_not_decide_the_drift() -> None:
+    before, after = np.array([0.0, 1.0, 1.0, 2.0]), np.array([0.001, 1.0, 1.0, 2.0])
+    assert drift_of([before], [after]).mean_relative == pytest.approx(0.001 / 0.1 / 4)
+    assert drift_of([np.zeros(2)], [np.zeros(2)]).mean_relative == 0
+
+
 def test_a_quantised_graph_a_missing_one_and_an_unknown_module_are_refused(
     spec: ExperimentSpec, tmp_path: Path
 ) -> None:
