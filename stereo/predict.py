@@ -21,6 +21,7 @@ from stereo.checkpoints import files
 from stereo.engines import base
 from stereo.errors import EngineError, SpecError, SpecProblem
 from stereo.geometry import Tiles
+from stereo.nets.folding import fold_norms
 from stereo.registry import entry_for, load_weights, other_meanings
 from stereo.spec.rules import value_at
 from stereo.tasks import InputSizes, Network, Size, Task
@@ -149,7 +150,7 @@ def load_network(checkpoint: Path, spec: ExperimentSpec) -> nn.Module:
 
 def _checkpoint(path: Path, spec: ExperimentSpec, task: Task[Any]) -> Network:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = load_network(path, spec).to(device)
+    network = fold_norms(load_network(path, spec)).to(device)
     if spec.model.compile:
         network.compile()
 

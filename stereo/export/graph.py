@@ -2,7 +2,8 @@
 
 Inputs (N, 3, H, W) are RGB normalised outside; their names, and name and shape of the output, are
 those of the task (`stereo.tasks`). Height and width are fixed, refinement iterations are unrolled,
-all arithmetic is float32. The same weights and spec give the same bytes.
+all arithmetic is float32, batch norms are part of the convolutions before them. The same weights
+and spec give the same bytes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stereo.engines import base
@@ -26,6 +28,7 @@ from stereo.engines.ort import GraphEngine
 from stereo.errors import EngineError, OutputExistsError
 from stereo.export.parity import Difference, compare
 from stereo.files import sha256, write_bytes
+from stereo.nets.folding import fold_norms
 from stereo.registry import entry_for
 from stereo.spec.experiment import ExperimentSpec
 from stereo.tasks import Size, Task
@@ -96,6 +99,8 @@ def export_graph(
     size = (section.input_height, section.input_width)
     task.prepare_graph(module.network, *size)
     images = tuple(image.to(device) for image in _probe(len(task.graph_inputs), batch, size))
+    expected = _values(module, images)
+    fold_norms(module)
     onnx_file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=onnx_file.parent, prefix=".export-") as scratch:
         temporary = Path(scratch) / onnx_file.name
@@ -105,7 +110,7 @@ def export_graph(
     onnx.checker.check_model(model, full_check=True)
     content = model.SerializeToString(deterministic=True)
     tell("comparing ONNX Runtime with PyTorch")
-    difference = _check(module, content, images, onnx_file)
+    difference = _check(task, content, images, expected, onnx_file)
     write_bytes(onnx_file, content)
     base.write_sidecar(onnx_file, _facts(task, spec, model, difference, checkpoint))
     return GraphInfo(
@@ -157,10 +162,18 @@ def _label(model: onnx.ModelProto, task: Task[Any], spec: ExperimentSpec) -> onn
     return model
 
 
-def _check(module: _Graph, content: bytes, images: tuple[Tensor, ...], file: Path) -> Difference:
-    task = module.task
+def _values(module: _Graph, images: tuple[Tensor, ...]) -> NDArray[np.float32]:
     with torch.no_grad():
-        expected = module(*images).cpu().numpy()
+        return module(*images).cpu().numpy()
+
+
+def _check(
+    task: Task[Any],
+    content: bytes,
+    images: tuple[Tensor, ...],
+    expected: NDArray[np.float32],
+    file: Path,
+) -> Difference:
     arrays = (image.cpu().numpy() for image in images)
     found = GraphEngine(content)(dict(zip(task.graph_inputs, arrays, strict=True)))
     difference = compare(expected, found[task.graph_output].astype(np.float32))

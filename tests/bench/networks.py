@@ -31,6 +31,7 @@ from record import record  # noqa: E402 (a script finds its neighbours by path)
 from yardstick import unit_seconds  # noqa: E402
 
 from stereo.nets.fast_foundation_stereo import FastFoundationStereo  # noqa: E402
+from stereo.nets.folding import fold_norms  # noqa: E402
 from stereo.nets.foundation_stereo import FoundationStereo  # noqa: E402
 from stereo.spec.networks import FastFoundationStereoSpec, FoundationStereoSpec  # noqa: E402
 from tests.parity.kit import open_kit  # noqa: E402
@@ -88,6 +89,8 @@ def work(row: Row) -> Callable[[], None]:
         spec = FoundationStereoSpec(variant=row.fs, max_disparity=row.max_disparity)
         network = FoundationStereo(spec)
     network.train(row.mode == "step")
+    if row.mode == "forward":
+        network = fold_norms(network)  # as predictors do
     left, right = torch.randn(2, row.batch, 3, row.height, row.width)
     truth = torch.rand(row.batch, 1, row.height, row.width) * 40
     parameters = [p for p in network.parameters() if p.requires_grad]

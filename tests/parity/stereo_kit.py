@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from stereo.losses import sequence_loss
 from stereo.nets.aggregation import DisparityTransformer
 from stereo.nets.cost_volume import channel_order
 from stereo.nets.edgenext import FeaturePyramid
+from stereo.nets.folding import fold_norms
 from stereo.nets.stereo_network import StereoNetwork, StereoOutput
 from tests.parity.checks import Check, maps, relative
 from tests.parity.networks import find_network, load_filled, model_spec
@@ -93,9 +95,10 @@ class StereoKit:
         yield from self.training_checks()
 
     def inference_checks(self) -> Iterator[Check]:
-        """Compare every stage, the initial disparity and the final disparities."""
+        """Compare every stage, and the disparities with the batch norms as they are and folded."""
         yield from self.stage_checks()
-        yield from self._disparity_checks(self.network, "")
+        yield from self._disparity_checks(self.network)
+        yield from self._disparity_checks(fold_norms(copy.deepcopy(self.network)), said="folded ")
 
     def stage_checks(self) -> Iterator[Check]:
         """Compare what passed every stage in two iterations."""
@@ -121,18 +124,27 @@ class StereoKit:
             yield self._stage_check(stage, captured[stage.removeprefix(prefix)])
         yield from self._disparity_checks(network, f"{layout}/")
 
-    def _disparity_checks(self, network: nn.Module, prefix: str) -> Iterator[Check]:
-        """Compare the initial disparity and those after some iterations."""
+    def _disparity_checks(
+        self, network: nn.Module, prefix: str = "", said: str = ""
+    ) -> Iterator[Check]:
+        """Compare the initial disparity and those after some iterations.
+
+        Args:
+            network: has the weights of the kit.
+            prefix: of the names of the values in the kit.
+            said: first words of the names of the checks.
+        """
         start = f"{prefix}disp_iters"
         counts = sorted(int(n.removeprefix(start)) for n in self.values if n.startswith(start))
         with torch.no_grad():
             output = network(self.left, self.right, iters=counts[-1])
         limits = self.tolerances
         name = f"{prefix}init_disp"
-        yield from maps(name, output.initial, self.values[name], limits.initial)
+        yield from maps(said + name, output.initial, self.values[name], limits.initial)
         for count in counts:
             name = f"{start}{count}"
-            yield from maps(name, output.refined[count - 1], self.values[name], limits.final)
+            found, expected = output.refined[count - 1], self.values[name]
+            yield from maps(said + name, found, expected, limits.final)
 
     def skipped_stages(self) -> list[str]:
         """Stages of the kit that this implementation fuses with others."""

@@ -6,13 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from stereo.checkpoints import files
 from stereo.engines import base
 from stereo.engines.build import build_engine
 from stereo.errors import CheckpointError, EngineError, SpecError
 from stereo.export.graph import export_graph
+from stereo.nets.blocks import BatchNorm
 from stereo.nets.fast_foundation_stereo import FastFoundationStereo
 from stereo.predict import Predictor, load_network, load_predictor
 from stereo.spec.deploy import EngineSpec
@@ -153,6 +155,23 @@ def test_checkpoint_graph_and_engine_predict_the_same_disparity(
     assert backends[1].startswith("ONNX Runtime")
     assert "engine" in backends[2]
     assert [predictor.source for predictor in predictors] == [checkpoint, graph, engine]
+
+
+def test_a_checkpoint_predicts_without_batch_norms(trained: tuple[Path, ExperimentSpec]) -> None:
+    checkpoint, spec = trained
+    called: set[type[nn.Module]] = set()
+    predictor, pair = load_predictor(checkpoint, spec), _pair(64, 96)
+    hook = register_module_forward_hook(lambda module, *_: called.add(type(module)))
+    try:
+        found = predictor(pair)
+    finally:
+        hook.remove()
+
+    assert nn.Conv3d in called
+    assert BatchNorm not in called
+    with torch.no_grad():
+        expected = load_network(checkpoint, spec)(**pair, iters=2).refined[-1][:, 0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
 
 
 def test_weights_of_another_network_are_refused(trained: tuple[Path, ExperimentSpec]) -> None:

@@ -123,13 +123,16 @@ def test_the_real_network_exports_its_weights_once_and_without_scatter(tmp_path:
     spec.model.max_disparity = 64
     spec.export.input_height, spec.export.input_width, spec.export.valid_iters = 64, 96, 2
     network = FastFoundationStereo(spec.model)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
     info = export_graph(network, spec, tmp_path / "ffs.onnx")
 
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
     graph = onnx.load(info.path).graph
     weights = 4 * sum(p.numel() for p in network.parameters())
     assert info.bytes <= 1.15 * weights
     assert not {n.op_type for n in graph.node} & {"ScatterND", "ScatterElements", "GridSample"}
+    assert "BatchNormalization" not in {n.op_type for n in graph.node}
     used = 4 * sum(p.numel() for n, p in network.named_parameters() if _is_used(network, n))
     assert sum(numpy_helper.to_array(t).nbytes for t in graph.initializer) <= 1.01 * used
     assert info.max_difference < 1e-3
