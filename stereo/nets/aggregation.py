@@ -30,6 +30,7 @@ from stereo.nets.blocks import (
     Norm,
     Residual,
     channels_last,
+    full_precision,
     recomputed,
     runs_eagerly_on_cpu,
     spatial_shape,
@@ -557,7 +558,11 @@ class PrunedHourglass(nn.Module):
 
 
 def soft_argmin(scores: Tensor) -> Tensor:
-    """Expected disparity (B, 1, h, w) in candidates, from scores (B, 1, D, h, w)."""
+    """Expected disparity (B, 1, h, w) in candidates, from scores (B, 1, D, h, w).
+
+    In float32, also under autocast.
+    """
+    scores = full_precision(scores)
     probability = torch.softmax(scores.squeeze(1), dim=1)  # (B, D, h, w)
     count = int(scores.shape[2])
     candidates = torch.arange(count, dtype=scores.dtype, device=scores.device)

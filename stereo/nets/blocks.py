@@ -57,6 +57,11 @@ def spatial_shape(x: Tensor) -> list[int]:
     return [int(size) for size in x.shape[2:]]
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """Return `x` in float32 where autocast made it half precision."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def recomputed(function: Callable[..., Result], *inputs: Any, random: bool = False) -> Result:
     """Return `function(*inputs)`; the backward pass computes it again instead of keeping it.
 

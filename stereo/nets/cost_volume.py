@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stereo.nets.blocks import spatial_shape
+from stereo.nets.blocks import full_precision, spatial_shape
 from stereo.nets.recompute import recomputable
 from stereo.nets.sampling import LinearTable, halve
 
@@ -89,7 +89,7 @@ class GeometryLookup:
     """Reads the filtered volume and the all-pairs correlation around a disparity.
 
     Both are kept at `levels` resolutions along the disparity axis; level i holds means of 2^i
-    samples.
+    samples. They are read in float32, also under autocast.
 
     Args:
         volume: filtered volume (B, C, D, h, w).
@@ -104,10 +104,11 @@ class GeometryLookup:
     ) -> None:
         channels, (depth, height, width) = int(volume.shape[1]), spatial_shape(volume)
         self.map_shape = (-1, height, width)
-        geometry = volume.permute(0, 2, 3, 4, 1)  # (B, D, h, w, C), as it lies in memory
+        geometry = full_precision(volume).permute(0, 2, 3, 4, 1)  # (B, D, h, w, C), as in memory
         geometry = geometry.reshape(-1, depth, height * width, channels)
-        appearance = all_pairs_correlation(left, right).reshape(-1, width, 1, 1)  # (N, w, 1, 1)
-        self.column = torch.arange(width, dtype=volume.dtype, device=volume.device)
+        appearance = full_precision(all_pairs_correlation(left, right))
+        appearance = appearance.reshape(-1, width, 1, 1)  # (N, w, 1, 1)
+        self.column = torch.arange(width, dtype=geometry.dtype, device=volume.device)
         self.levels: list[tuple[LinearTable, LinearTable]] = []
         for level in range(levels):
             if level:

@@ -11,6 +11,7 @@ from stereo.nets.aggregation import (
     GroupAttention,
     HeadAttention,
     RowAttention,
+    soft_argmin,
 )
 
 LENGTH, CHANNELS = 8, 28
@@ -108,3 +109,11 @@ def test_the_backward_pass_drops_what_the_forward_pass_dropped() -> None:
     output.sum().backward()
     assert torch.equal(drawn, torch.get_rng_state())
     assert not torch.equal(drawn, state)
+
+
+def test_the_expected_disparity_of_half_precision_scores_is_exact() -> None:
+    scores = torch.randn(1, 1, 104, 2, 3, generator=torch.Generator().manual_seed(0))
+    scores = scores.to(torch.bfloat16)
+    found = soft_argmin(scores)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, soft_argmin(scores.float()), rtol=0, atol=0)

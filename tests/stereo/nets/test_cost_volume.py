@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -104,3 +105,23 @@ def test_lookup_reads_geometry_at_the_disparity_and_appearance_at_the_match() ->
     assert torch.allclose(found[0, 15 + 2, 1, 7], pairs[0, 1, 7, 4])  # middle tap: x - d
     assert torch.allclose(found[0, 15 + 4, 1, 7], pairs[0, 1, 7, 6])  # taps ascend in x
     assert found[0, 15 + 2, 1, 1] == 0  # the match lies left of the image
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_volume_of_half_precision_is_read_in_float32(dtype: torch.dtype) -> None:
+    width = 600  # bfloat16 counts to 256
+    volume = features(1, 3, 8, 1, width).to(dtype).requires_grad_()
+    left, right = (features(1, 5, 1, width, seed=seed).to(dtype) for seed in (1, 2))
+    options = {"levels": 2, "radius": 1}
+    disparity = torch.full((1, 1, 1, width), 2.3)
+    lookup = GeometryLookup(volume, left, right, **options)
+    exact = GeometryLookup(volume.detach().float(), left.float(), right.float(), **options)
+
+    readings = [lookup(disparity + step) for step in (0, 1)]
+
+    for step, found in enumerate(readings):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, exact(disparity + step), rtol=0, atol=2e-2)
+    (readings[0] + readings[1]).sum().backward()  # as many iterations of a training step do
+    assert volume.grad is not None
+    assert volume.grad.isfinite().all()

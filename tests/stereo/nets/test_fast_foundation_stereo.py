@@ -117,6 +117,24 @@ def test_last_only_returns_the_last_of_all_iterations() -> None:
     torch.testing.assert_close(last.initial, every.initial)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_changes_disparity_little(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    network = FastFoundationStereo(small_spec()).eval()
+    left, right = torch.rand(2, 1, 3, 32, 64)
+
+    with torch.no_grad():
+        expected = network(left, right, iters=3, last_only=True)
+        with torch.autocast("cpu", dtype):
+            found = network(left, right, iters=3, last_only=True)
+
+    for disparity, exact in zip(
+        (found.initial, *found.refined), (expected.initial, *expected.refined), strict=True
+    ):
+        assert disparity.dtype == torch.float32
+        torch.testing.assert_close(disparity, exact, rtol=0, atol=0.2)
+
+
 def test_a_given_start_replaces_the_initial_disparity() -> None:
     network = FastFoundationStereo(small_spec()).eval()
     left, right = torch.rand(2, 1, 3, 32, 64)
