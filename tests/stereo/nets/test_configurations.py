@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stereo.nets.fast_foundation_stereo import FastFoundationStereo
+from stereo.nets.folding import fold_norms
 from stereo.nets.foundation_stereo import FoundationStereo
 from stereo.spec.fields import leaves
 from stereo.spec.load import load_spec
@@ -184,6 +185,7 @@ def prove(network: nn.Module, graph: Path) -> None:
     names: Any = {"input_names": ["left", "right"], "output_names": ["disparity"]}
     with torch.no_grad():
         expected = module(left, right)
+        fold_norms(module)  # as an export does
         torch.onnx.export(
             module, (left, right), str(graph), opset_version=17, dynamo=False, **names
         )
