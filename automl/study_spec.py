@@ -62,7 +62,7 @@ class AlgorithmChoice:
         sampler: another sampler than the name's.
         pruner: another pruner than the name's.
         rungs: epochs at which trials are compared; None: R/9, R/3, R of the full run R.
-        factor: at a rung one trial in `factor` goes on.
+        factor: at a rung one in `factor` goes on; with forecasts, a chance of 1 in `factor`.
         min_complete: so many trials reach full length, trial 0 included, unless trials fail.
     """
 

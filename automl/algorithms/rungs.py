@@ -32,7 +32,15 @@ from typing import Literal, NamedTuple
 
 from automl.store import TrialRecord
 
-PRUNERS = ("forecast", "asha", "hyperband", "hyperband_es", "median", "none")
+WHO_ENDS = {
+    "forecast": "one whose chance to beat the best is below 1 in {factor} ends",
+    "asha": "about one in {factor} goes on",
+    "hyperband": "about one in {factor} goes on, from a first epoch that differs between trials",
+    "hyperband_es": "about one in {factor} goes on, and a hopeless one ends at any epoch",
+    "median": "one worse than half of them ends",
+}
+"""Pruner -> its rule for a person."""
+PRUNERS = (*WHO_ENDS, "none")
 HOPELESS = 0.05
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from automl.algorithms.rungs import WHO_ENDS
 from automl.algorithms.table import make_rungs, row_of
 from automl.budget import Budget
 from automl.contract import NOT_LOADED
@@ -62,8 +63,8 @@ def tuned(study: Study) -> Html:
     row, rungs = row_of(study.resolved), make_rungs(settings.algorithm, _full(study)).rungs
     meets = ", ".join(map(str, rungs))
     early = (
-        f"trials are compared after {meets} epochs, and about one in "
-        f"{settings.algorithm.factor} goes on; the baseline always does"
+        f"trials are compared after {meets} epochs: "
+        f"{WHO_ENDS[row.pruner].format(factor=settings.algorithm.factor)}; the baseline never ends"
         if rungs
         else "every trial runs to the end"
     )
