@@ -30,10 +30,23 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, str, dict
         behaviour={"fail_trials": "0", "hang_at": 3},
         trial_limits={"minutes_without_report": 0.05},
     )
+    elsewhere = ray_sessions()
     with Captured(root / "terminal") as terminal:
         run_study(study, "ray")
     after = {"environment": dict(os.environ), "handler": signal.getsignal(signal.SIGTERM)}
-    return read_study(root / "study"), terminal.text(), {"same": before == after}
+    return (
+        read_study(root / "study"),
+        terminal.text(),
+        {
+            "same": before == after,
+            "sessions": ray_sessions() - elsewhere,
+        },
+    )
+
+
+def ray_sessions() -> set[Path]:
+    """Folders of running Rays, and of those whose driver was killed and not started again."""
+    return set(Path("/tmp").glob("depthtune-*/session_latest"))
 
 
 class Captured:
@@ -96,12 +109,12 @@ def test_workers_are_reused(
     assert len(processes) <= 3  # two workers, and one for the worker that was killed
 
 
-def test_nothing_of_ray_is_left(finished: tuple[Study, str, object]) -> None:
+def test_nothing_of_ray_is_left(finished: tuple[Study, str, dict[str, object]]) -> None:
     scratch = finished[0].directory / "ray"
     assert [file.name for file in scratch.iterdir()] == ["ray.log"]
     commands = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
     assert [command for command in commands if "multiprocessing" not in command] == []
-    assert list(Path("/tmp").glob("depthtune-*/session_latest")) == []
+    assert finished[2]["sessions"] == set()
 
 
 def test_the_token_file_is_private(finished: tuple[Study, str, object]) -> None:
