@@ -103,7 +103,7 @@ class Parameter:
     def nearest(self, value: Any) -> Any:
         """Return the value moved into the range, or None where nothing is near."""
         if self.contains(value):
-            return value
+            return int(value) if self.type == "int" else value
         if self.type == "choice" or isinstance(value, bool) or not isinstance(value, int | float):
             return None
         low, high = cast(float, self.low), cast(float, self.high)

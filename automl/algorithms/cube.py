@@ -100,7 +100,7 @@ def value_at(item: Parameter, position: float) -> Any:
     if item.type == "choice":
         return item.choices[int(position)]
     if position in (0.0, 1.0):
-        return item.high if position else item.low
+        return item.nearest(item.high if position else item.low)
     low, high = _ends(item)
     if item.log:
         value = math.exp(math.log(low) + position * (math.log(high) - math.log(low)))

@@ -40,6 +40,19 @@ def test_snapping_moves_to_the_point_of_the_parameters():
         assert CUBE.point(CUBE.params(point))[width] == pytest.approx(point[width])
 
 
+def test_whole_numbers_are_whole_at_every_point():
+    for item in (item for item in SPACE.parameters if item.type == "int"):
+        column = [other.path for other in SPACE.parameters].index(item.path)
+        for position in (0.0, 1.0, *np.linspace(0.01, 0.99, 15)):
+            point = CUBE.default.copy()
+            point[column] = position
+            for at in (point, CUBE.snapped(point[None])[0]):
+                params = CUBE.params(at)
+                assert type(params.get(item.path, 0)) is int, (item.path, position)
+    width = next(item for item in SPACE.parameters if item.path == "width")
+    assert type(width.nearest(8.0)) is int
+
+
 def test_a_default_outside_the_range_stands_at_its_edge():
     assert Cube(SPACE).point({"lr": 0.5, "width": 1})[0] == 1.0
     assert 0 < Cube(SPACE).point({"width": 1})[2] < 0.1
