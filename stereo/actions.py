@@ -17,11 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stereo.data.remote import Location, find, is_remote
-from stereo.errors import DataError, NoResultError, SpecError, StereoError, interrupt_exit_code
+from stereo.errors import (
+    DataError,
+    NoResultError,
+    SpecError,
+    SpecProblem,
+    StereoError,
+    interrupt_exit_code,
+)
 from stereo.files import write_json
 from stereo.progress import bar_when_slow, progress_bar
 from stereo.registry import entry_for, settled
 from stereo.spec.data import DatasetSpec
+from stereo.spec.deploy import InferenceSpec
 from stereo.spec.load import given_values, load_spec, to_dict
 from stereo.spec.models import model_of
 from stereo.spec.rules import is_open, value_at
@@ -35,7 +43,7 @@ if TYPE_CHECKING:
     from stereo.spec.data import SplitSpec
     from stereo.spec.deploy import MonoEvaluateSpec, MonoInferenceSpec
     from stereo.spec.experiment import ExperimentSpec
-    from stereo.viz import Map
+    from stereo.viz import Map, Picture
 
 LOG = logging.getLogger(__name__)
 Report = Callable[[int, Mapping[str, float], Path | None], bool]
@@ -282,6 +290,7 @@ def inference(job: Job) -> ActionResult:
 
     section = job.spec.inference
     split = job.spec.dataset.infer_dataset
+    depth, write_points = _depth(job), _point_cloud(job)
     predictor = _predictor(job.spec, section, split)
     batch_size = section.batch_size if section.batch_size > 0 else split.batch_size
     loader = evaluation_loader(
@@ -296,12 +305,14 @@ def inference(job: Job) -> ActionResult:
         job.spec,
         save_raw_pfm=section.save_raw_pfm,
         save_raw_npy=section.save_raw_npy,
-        depth=_depth(job),
+        depth=depth,
+        write_points=write_points,
         scores=scores,
     )
     if written == 0:
         raise NoResultError(f"{job.directory}: inference wrote no prediction")
-    metrics = {predictor.task.samples: float(written)}
+    speed = {f"inference/{name}": value for name, value in predictor.pace.summary().items()}
+    metrics = {predictor.task.samples: float(written), **speed}
     files = {"inference_images": job.directory / "inference_images"}
     if scores.images:
         evaluation = scores.result()
@@ -310,20 +321,48 @@ def inference(job: Job) -> ActionResult:
     return ActionResult("ok", metrics, files, f"predicted by {predictor.backend}")
 
 
+CAMERA = ("dataset.baseline", "dataset.focal_x")  # without them disparity gives no depth
+
+
+def _unknown_camera(job: Job) -> list[str]:
+    """What the user did not say about the camera: the packaged values are one camera's."""
+    return [path for path in CAMERA if path not in job.given or value_at(job.spec, path) <= 0]
+
+
 def _depth(job: Job) -> Callable[[Map], Map] | None:
-    """Disparity to depth, for a camera that the user described: the defaults are one camera's."""
+    """Disparity to depth, for a camera that the user described."""
     data = job.spec.dataset
     if not isinstance(data, DatasetSpec):
         return None  # not of pairs
-    camera = {"baseline": data.baseline, "focal_x": data.focal_x}
-    given = [name for name, value in camera.items() if f"dataset.{name}" in job.given and value > 0]
-    if len(given) < len(camera):
-        if given:
-            LOG.warning("no depth is written: it needs dataset.baseline and dataset.focal_x")
+    unknown = _unknown_camera(job)
+    if unknown:
+        if len(unknown) < len(CAMERA):
+            LOG.warning("no depth is written: it needs %s", " and ".join(CAMERA))
         return None
     from stereo.geometry import disparity_to_depth
 
-    return partial(disparity_to_depth, **camera, doffs=data.doffs)
+    camera = {"baseline": data.baseline, "focal_x": data.focal_x, "doffs": data.doffs}
+    return partial(disparity_to_depth, **camera)
+
+
+def _point_cloud(job: Job) -> Callable[[Path, Map, Picture], int] | None:
+    """Writes the point cloud of a depth map, where the spec asks for it.
+
+    Raises:
+        SpecError: it asks for them and leaves the camera open.
+    """
+    section = job.spec.inference
+    if not isinstance(section, InferenceSpec) or not section.save_ply:
+        return None
+    problem = "not set by the spec, and inference.save_ply needs it"
+    remedy = "Describe the camera of the images, or remove inference.save_ply"
+    source = str(job.directory / "experiment.yaml")
+    problems = [SpecProblem(source, path, problem, remedy) for path in _unknown_camera(job)]
+    if problems:
+        raise SpecError(problems)
+    from stereo.pointcloud import write_ply
+
+    return partial(write_ply, focal_x=job.spec.dataset.focal_x)
 
 
 def export(job: Job) -> ActionResult:
@@ -427,11 +466,13 @@ def _predictor(
         size = (section.input_height, section.input_width)
     file = section.checkpoint or section.trt_engine
     assert file is not None  # a rule of the spec
+    task = entry_for(spec).task
     return load_predictor(
         Path(file),
         spec,
         input_size=size,
-        native_padded=entry_for(spec).task.pads_to_size(section),
+        native_padded=task.pads_to_size(section),
+        hierarchical=task.predicts_twice(section),
         tiles=_tiles(spec, split),
     )
 

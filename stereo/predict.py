@@ -7,12 +7,14 @@ task, and the same for every backend.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +34,36 @@ if TYPE_CHECKING:
 # Fields of `model` that a graph does not fix: its own iterations are in its sidecar.
 FREE_FIELDS = ("train_iters", "valid_iters", "low_memory", "mixed_precision", "compile")
 
+PERCENTILES = (50, 90, 99)  # of the latency
+
+
+class Pace:
+    """How long predictions take, padding and resizing included, reading and writing not."""
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[int, float]] = []  # samples, seconds
+
+    def add(self, samples: int, seconds: float) -> None:
+        """Record a call."""
+        self._calls.append((samples, seconds))
+
+    def summary(self) -> dict[str, float]:
+        """Throughput in samples per s, and percentiles of the latency of a call in ms.
+
+        The first call, which also allocates and compiles, is left out where there are more.
+        """
+        if not self._calls:
+            return {}
+        calls = np.array(self._calls[1:] or self._calls)
+        samples, seconds = calls.T
+        named = zip(PERCENTILES, np.percentile(1000 * seconds, PERCENTILES), strict=True)
+        return {
+            "throughput": float(samples.sum() / seconds.sum()),
+            **{f"latency_p{share}_ms": float(value) for share, value in named},
+            "first_call_ms": 1000 * self._calls[0][1],
+            "largest_batch": float(samples.max()),
+        }
+
 
 class Predictor:
     """Callable on a batch.
@@ -42,6 +74,7 @@ class Predictor:
         source: the file it was loaded from.
         warnings: what a reader of the scores must know.
         size: the only size the network is given; None: any.
+        pace: how long the calls so far took.
     """
 
     def __init__(
@@ -54,6 +87,7 @@ class Predictor:
         stride: int,
         size: Size | None = None,
         native_padded: bool = False,
+        hierarchical: bool = False,
         tiles: Tiles | None = None,
         warnings: tuple[str, ...] = (),
     ) -> None:
@@ -67,6 +101,7 @@ class Predictor:
             stride: sides the network takes are multiples of it.
             size: see the class.
             native_padded: pad smaller images to `size` instead of resizing them.
+            hierarchical: predict pairs twice, first at half the size; the network takes `initial`.
             tiles: what larger images are predicted in; None: an image at once.
             warnings: see the class.
         """
@@ -75,8 +110,9 @@ class Predictor:
         self.source = source
         self.warnings = warnings
         self.size = size
+        self.pace = Pace()
         self._network = network
-        self._sizes = InputSizes(stride, size, native_padded, tiles, source)
+        self._sizes = InputSizes(stride, size, native_padded, hierarchical, tiles, source)
 
     def __call__(self, batch: Mapping[str, Any]) -> Tensor:
         """Prediction (B, H, W) for a batch of `stereo.data.loaders`.
@@ -84,7 +120,10 @@ class Predictor:
         Raises:
             SpecError: an image does not fit the network's only size.
         """
-        return self.task.at_native_size(self._network, batch, self._sizes)
+        started = time.perf_counter()
+        found = self.task.at_native_size(self._network, batch, self._sizes)
+        self.pace.add(len(found), time.perf_counter() - started)
+        return found
 
 
 def load_predictor(
@@ -93,6 +132,7 @@ def load_predictor(
     *,
     input_size: Size | None = None,
     native_padded: bool = False,
+    hierarchical: bool = False,
     tiles: Tiles | None = None,
     threads: int | None = None,
 ) -> Predictor:
@@ -103,6 +143,7 @@ def load_predictor(
         spec: its `model` section is the network of a checkpoint, and must be the graph's.
         input_size: the size the network sees; None: each image's own, or a fixed graph's.
         native_padded: pad smaller images to a fixed size instead of resizing them.
+        hierarchical: predict pairs twice, first at half the size; from a checkpoint only.
         tiles: what larger images are predicted in; None: an image at once.
         threads: threads of ONNX Runtime; None uses every core this process may use.
 
@@ -131,6 +172,7 @@ def load_predictor(
         stride=entry.stride,
         size=input_size,
         native_padded=native_padded,
+        hierarchical=hierarchical,
         tiles=tiles,
         warnings=warnings,
     )
@@ -154,9 +196,11 @@ def _checkpoint(path: Path, spec: ExperimentSpec, task: Task[Any]) -> Network:
     if spec.model.compile:
         network.compile()
 
-    def run(*images: Tensor) -> Tensor:
+    def run(*images: Tensor, initial: Tensor | None = None) -> Tensor:
+        start = None if initial is None else initial.to(device)
         with torch.inference_mode(), _float32():
-            return task.predict(network, [image.to(device) for image in images], spec).cpu()
+            found = task.predict(network, [image.to(device) for image in images], spec, start)
+            return found.cpu()
 
     return run
 

@@ -49,6 +49,8 @@ Size = tuple[int, int]  # height, width in px
 Network = Callable[..., Tensor]  # images (B, 3, h, w) of `Task.inputs` -> prediction (B, h, w)
 Range = tuple[float, float]
 
+FIRST_PASS = 0.5  # size of the images of the first of two passes
+NO_PADDING = Padding(0, 0, 0, 0)
 SCALE_QUANTILE = 0.98  # of the ground truth; the value that gets the last colour of a panel
 
 
@@ -61,12 +63,14 @@ class InputSizes:
         fixed: the only size; None: any.
         native_padded: pad smaller images to `fixed` instead of resizing them.
         tiles: what larger images are predicted in, at native size; None: an image at once.
+        hierarchical: pairs are predicted twice, first at half the size.
         source: file of the network, for messages.
     """
 
     stride: int
     fixed: Size | None = None
     native_padded: bool = False
+    hierarchical: bool = False
     tiles: Tiles | None = None
     source: Path | str = ""
 
@@ -119,8 +123,21 @@ class Task(ABC, Generic[Spec]):
         """Scalar that training makes smaller; 0 without a valid pixel."""
 
     @abstractmethod
-    def predict(self, network: nn.Module, images: Sequence[Tensor], spec: Spec) -> Tensor:
-        """Prediction (B, h, w), float32, of normalised images (B, 3, h, w)."""
+    def predict(
+        self,
+        network: nn.Module,
+        images: Sequence[Tensor],
+        spec: Spec,
+        initial: Tensor | None = None,
+    ) -> Tensor:
+        """Prediction (B, h, w), float32, of normalised images (B, 3, h, w).
+
+        Args:
+            network: of this task.
+            images: its `inputs`.
+            spec: of the network.
+            initial: disparity (B, 1, h/4, w/4) to refine, in px of that map; for pairs only.
+        """
 
     def parameter_groups(self, network: nn.Module, spec: Spec) -> list[ParameterGroup]:
         """The trainable parameters by the rate they are trained at; the first at that of `lr`."""
@@ -143,6 +160,10 @@ class Task(ABC, Generic[Spec]):
 
     def pads_to_size(self, section: MonoEvaluateSpec | MonoInferenceSpec) -> bool:
         """Whether images are padded to the only size of a network instead of resized."""
+        return False
+
+    def predicts_twice(self, section: MonoEvaluateSpec | MonoInferenceSpec) -> bool:
+        """Whether a prediction of smaller images comes first."""
         return False
 
     @abstractmethod
@@ -227,9 +248,16 @@ class StereoTask(Task[ExperimentSpec]):
         truth, valid = batch["disparity"], batch["valid"]
         return sequence_loss(output.initial, output.refined, truth, valid).total
 
-    def predict(self, network: nn.Module, images: Sequence[Tensor], spec: ExperimentSpec) -> Tensor:
+    def predict(
+        self,
+        network: nn.Module,
+        images: Sequence[Tensor],
+        spec: ExperimentSpec,
+        initial: Tensor | None = None,
+    ) -> Tensor:
         """The disparity after the refinements of evaluation."""
-        output = network(*images, iters=spec.model.valid_iters, last_only=True)
+        start = {} if initial is None else {"init_disparity": initial}
+        output = network(*images, iters=spec.model.valid_iters, last_only=True, **start)
         return output.refined[-1][:, 0].float()
 
     def graph(self, network: nn.Module, images: Sequence[Tensor], spec: ExperimentSpec) -> Tensor:
@@ -247,6 +275,10 @@ class StereoTask(Task[ExperimentSpec]):
     def pads_to_size(self, section: MonoEvaluateSpec | MonoInferenceSpec) -> bool:
         """As the spec says."""
         return isinstance(section, EvaluateSpec | InferenceSpec) and section.native_padded
+
+    def predicts_twice(self, section: MonoEvaluateSpec | MonoInferenceSpec) -> bool:
+        """As the spec says."""
+        return isinstance(section, EvaluateSpec | InferenceSpec) and section.hierarchical
 
     def network_sizes(self, native: Iterable[Size], spec: ExperimentSpec, stride: int) -> set[Size]:
         """Padded to the stride."""
@@ -269,10 +301,11 @@ class StereoTask(Task[ExperimentSpec]):
                 overlap=(sizes.tiles.overlap[0], 0),
             )
             return _in_tiles(network, images, rows, sizes)
+        predict = _in_two_passes if sizes.hierarchical else _in_one_pass
         if size == padded or sizes.native_padded:
-            padding = _padding(native, size, sizes.source)
-            return crop(network(*(pad(image, padding) for image in images)), padding)
-        disparity = network(*(_resize(image, size) for image in images))
+            return predict(network, images, _padding(native, size, sizes.source), sizes.stride)
+        resized = [_resize(image, size) for image in images]
+        disparity = predict(network, resized, NO_PADDING, sizes.stride)
         return _resize(disparity[:, None], native)[:, 0] * (native[1] / size[1])
 
     def validation_terms(
@@ -307,6 +340,32 @@ class StereoTask(Task[ExperimentSpec]):
     def color_error(self, prediction: Map, truth: Map, valid: Mask) -> Picture:
         """Turbo of the absolute error."""
         return viz.color_error(prediction, truth, valid)
+
+
+def _in_one_pass(
+    network: Network, images: Sequence[Tensor], padding: Padding, stride: int
+) -> Tensor:
+    """Disparity (B, H, W) of a pair (B, 3, H, W) that has a size of the network once padded."""
+    return crop(network(*(pad(image, padding) for image in images)), padding)
+
+
+def _in_two_passes(
+    network: Network, images: Sequence[Tensor], padding: Padding, stride: int
+) -> Tensor:
+    """The same, refined from the disparity of smaller images: for disparities beyond the volume.
+
+    The columns of padding on the left are added to that disparity as in the released code, though
+    both views have them.
+    """
+    small = [F.interpolate(image, scale_factor=FIRST_PASS, mode="bilinear") for image in images]
+    height, width = small[0].shape[-2:]
+    around = centred_padding(_up(height, stride) - height, _up(width, stride) - width)
+    first = _in_one_pass(network, small, around, stride)[:, None]
+    size = images[0].shape[-2:]
+    coarse = F.interpolate(first, size=size, mode="bilinear", align_corners=True) / FIRST_PASS
+    padded = pad(coarse.clamp(min=0), padding) + padding.left
+    quarter = F.interpolate(padded, scale_factor=0.25, mode="bilinear", align_corners=True) / 4
+    return crop(network(*(pad(image, padding) for image in images), initial=quarter), padding)
 
 
 def _up(side: int, stride: int) -> int:
@@ -408,7 +467,13 @@ class MonoTask(Task[MonoSpec]):
         """The comparison over the whole batch."""
         return self.compare(network(batch["image"]), batch["target"], batch["valid"], spec)
 
-    def predict(self, network: nn.Module, images: Sequence[Tensor], spec: MonoSpec) -> Tensor:
+    def predict(
+        self,
+        network: nn.Module,
+        images: Sequence[Tensor],
+        spec: MonoSpec,
+        initial: Tensor | None = None,
+    ) -> Tensor:
         """The map without its channel axis."""
         return network(*images)[:, 0].float()
 

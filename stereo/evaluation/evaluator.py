@@ -32,6 +32,7 @@ class Evaluation:
         images: images with at least one evaluated pixel.
         skipped: images without.
         seconds: wall time, reading included.
+        speed: `throughput` in samples per s and latencies in ms, see `stereo.predict.Pace`.
         backend: who computed the predictions.
         warnings: what a reader of the numbers must know.
         rows: per sample `index`, `name` and its metrics, None for a sample without valid pixels.
@@ -45,6 +46,7 @@ class Evaluation:
     images: int
     skipped: int
     seconds: float
+    speed: dict[str, float]
     backend: str
     warnings: tuple[str, ...]
     rows: list[dict[str, Any]]
@@ -127,6 +129,7 @@ class Scores:
             images=result["images"],
             skipped=result["skipped"],
             seconds=time.perf_counter() - self._started,
+            speed=self._predictor.pace.summary(),
             backend=self._predictor.backend,
             warnings=self._predictor.warnings,
             rows=self.rows,

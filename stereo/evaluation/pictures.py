@@ -48,13 +48,15 @@ def write_predictions(
     save_raw_pfm: bool,
     save_raw_npy: bool,
     depth: Callable[[Map], Map] | None = None,
+    write_points: Callable[[Path, Map, Picture], object] | None = None,
     scores: Scores | None = None,
 ) -> int:
     """Write the outputs of inference and return the number of samples.
 
     `inference_images/<name>.png` shows image, ground truth if there is one, prediction and error;
     `<quantity>_pfm/<name>.pfm` and `<quantity>_npy/<name>.npy` hold float32 at native size,
-    `depth/<name>.npy` float32 m and `depth/<name>.png` 16-bit mm; 0 is no depth.
+    `depth/<name>.npy` float32 m and `depth/<name>.png` 16-bit mm; 0 is no depth. `ply/<name>.ply`
+    is what `write_points` makes of it.
 
     Args:
         predictor: see `stereo.predict`.
@@ -65,6 +67,7 @@ def write_predictions(
         save_raw_pfm: write `<quantity>_pfm`.
         save_raw_npy: write `<quantity>_npy`.
         depth: disparity in px to depth in m; None writes no depth.
+        write_points: writes the point cloud of that depth and the image; None writes none.
         scores: receives the samples that have ground truth.
     """
     stems: set[str] = set()
@@ -84,6 +87,8 @@ def write_predictions(
                 metres = depth(sample.prediction)
                 write_depth_png(directory / "depth" / f"{stem}.png", metres)
                 _write_npy(directory / "depth" / f"{stem}.npy", metres)
+                if write_points is not None:
+                    write_points(directory / "ply" / f"{stem}.ply", metres, sample.image)
     return len(stems)
 
 

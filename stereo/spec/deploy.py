@@ -12,6 +12,8 @@ from typing import Literal
 
 from stereo.spec.fields import MISSING, same_field, spec_field, with_default
 
+HIERARCHICAL = "Two passes, the first on smaller images, as in networks-stereo.md section 14"
+
 
 @dataclass
 class MonoEvaluateSpec:
@@ -32,6 +34,7 @@ class EvaluateSpec(MonoEvaluateSpec):
     native_padded: bool = spec_field(
         False, "Pad each image to the next multiple of 32 and predict at native size"
     )
+    hierarchical: bool = spec_field(False, HIERARCHICAL)
 
 
 @dataclass
@@ -57,6 +60,8 @@ class InferenceSpec(MonoInferenceSpec):
     native_padded: bool = spec_field(
         False, "Pad to the stride and crop back instead of resizing to the engine size"
     )
+    hierarchical: bool = spec_field(False, HIERARCHICAL)
+    save_ply: bool = spec_field(False, "Write a coloured point cloud per pair")
 
 
 @dataclass

@@ -267,6 +267,24 @@ def _tile_overlap(action: str) -> Rule:
     return Rule((overlap, size, "train.inference_tile"), broken, remedy, actions=(action,))
 
 
+def _two_passes(action: str) -> tuple[Rule, Rule]:
+    """Two passes need a network that can start from a map, and the whole image."""
+    key, engine = f"{action}.hierarchical", f"{action}.trt_engine"
+
+    def no_start(spec: ExperimentSpec) -> str | None:
+        wrong = value_at(spec, key) and not is_open(value_at(spec, engine))
+        return _said_if(wrong, f"{engine} is set, and a graph has no input for the first pass")
+
+    def tiles(spec: ExperimentSpec) -> str | None:
+        wrong = value_at(spec, key) and spec.train.inference_tile
+        return _said_if(wrong, "train.inference_tile is set, and its passes see whole images")
+
+    return (
+        Rule((key, engine), no_start, f"Set {action}.checkpoint, or remove {key}"),
+        Rule((key, "train.inference_tile"), tiles, "Set one of them"),
+    )
+
+
 def _output(action: str) -> Rule:
     own = f"{action}.results_dir"
 
@@ -685,6 +703,7 @@ STEREO_DATA_RULES: tuple[Rule, ...] = (
     ),
     *_sides(STRIDE, *(f"{augmentation}.crop_size" for augmentation in _AUGMENTATIONS)),
     *_sides(STRIDE, *_INPUT_SIDES),
+    *(rule for action in ("evaluate", "inference") for rule in _two_passes(action)),
     _warm_start_lr("train.pretrained_model_path"),
 )
 

@@ -188,6 +188,46 @@ def test_inference_writes_depth_for_a_camera_that_the_user_describes(
     assert first.with_suffix(".png").is_file()
 
 
+def test_inference_writes_coloured_points_and_its_speed(
+    small_values: dict, small_weights: Path, tmp_path: Path
+) -> None:
+    camera = {"baseline": 0.1, "focal_x": 100.0, "doffs": 1.0}
+    section = {"checkpoint": str(small_weights), "save_ply": True}
+    spec = {**small_values, "dataset": {**small_values["dataset"], **camera}, "inference": section}
+    result = actions.run("inference", spec, tmp_path)
+    assert result.exit_code == 0, result.detail
+    (first, _second) = sorted((tmp_path / "ply").rglob("*.ply"))
+    depth = np.load(tmp_path / "depth" / first.relative_to(tmp_path / "ply").with_suffix(".npy"))
+    assert f"element vertex {(depth > 0).sum()}\n".encode() in first.read_bytes()
+    body = first.read_bytes().partition(b"end_header\n")[2]
+    z = np.frombuffer(body, np.uint8).reshape(-1, 15)[:, 8:12].copy().view("<f4")[:, 0]
+    np.testing.assert_allclose(z, depth[depth > 0], rtol=1e-6)
+    assert result.metrics["inference/throughput"] > 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["speed"]["latency_p50_ms"] == result.metrics["inference/latency_p50_ms"] > 0
+
+
+@pytest.mark.parametrize(
+    ("camera", "missing"),
+    [
+        ({}, ["dataset.baseline", "dataset.focal_x"]),
+        ({"focal_x": 100.0}, ["dataset.baseline"]),
+        ({"baseline": 0.1, "focal_x": 0.0}, ["dataset.focal_x"]),
+    ],
+)
+def test_points_of_an_unknown_camera_are_refused_by_name(
+    camera: dict, missing: list[str], small_values: dict, small_weights: Path, tmp_path: Path
+) -> None:
+    section = {"checkpoint": str(small_weights), "save_ply": True}
+    spec = {**small_values, "dataset": {**small_values["dataset"], **camera}, "inference": section}
+    result = actions.run("inference", spec, tmp_path)
+    assert (result.status, result.exit_code) == ("invalid_spec", 2)
+    named = re.findall(r"(dataset\.\w+): not set", result.detail)
+    assert named == missing
+    assert "inference.save_ply" in result.detail
+    assert not (tmp_path / "inference_images").exists()
+
+
 def test_half_a_camera_is_worth_a_warning(
     small_values: dict, small_weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -16,9 +16,10 @@ from stereo.errors import CheckpointError, EngineError, SpecError
 from stereo.export.graph import export_graph
 from stereo.nets.blocks import BatchNorm
 from stereo.nets.fast_foundation_stereo import FastFoundationStereo
-from stereo.predict import Predictor, load_network, load_predictor
+from stereo.predict import Pace, Predictor, load_network, load_predictor
 from stereo.spec.deploy import EngineSpec
 from stereo.spec.experiment import ExperimentSpec
+from stereo.spec.load import load_spec
 from stereo.tasks import STEREO
 from tests.stereo.tiny_stereo import HEIGHT, WIDTH, TinyStereo, tiny_spec
 
@@ -67,6 +68,93 @@ def test_an_image_that_fits_after_padding_is_not_resized() -> None:
     pair = _pair(60, 90)
     found = _predictor(size=(64, 96))(pair)
     torch.testing.assert_close(found, pair["left"][:, 0], rtol=0, atol=0)
+
+
+class _TwoPasses:
+    """Answers the first call with a ramp over the columns, and keeps what it is given."""
+
+    def __init__(self, low: float, high: float) -> None:
+        self.ends = low, high
+        self.calls: list[tuple[Tensor, Tensor | None]] = []
+
+    def __call__(self, left: Tensor, _right: Tensor, initial: Tensor | None = None) -> Tensor:
+        assert left.shape[-2] % 32 == left.shape[-1] % 32 == 0
+        self.calls.append((left, initial))
+        batch, _, height, width = left.shape
+        if initial is not None:
+            return left[:, 0]
+        return torch.linspace(*self.ends, width).expand(batch, height, width)
+
+
+def _twice(network: _TwoPasses) -> Predictor:
+    return Predictor(network, STEREO, backend="test", source=SOURCE, stride=32, hierarchical=True)
+
+
+def test_the_first_of_two_passes_starts_the_second_in_quarter_pixels() -> None:
+    network = _TwoPasses(3.0, 9.0)
+    pair = _pair(64, 128)
+
+    found = _twice(network)(pair)
+
+    torch.testing.assert_close(found, pair["left"][:, 0], rtol=0, atol=0)
+    (small, nothing), (full, initial) = network.calls
+    assert (small.shape[-2:], nothing, full.shape[-2:]) == ((32, 64), None, (64, 128))
+    assert initial is not None
+    # Twice as wide images have twice the disparity, and the map is in px of a quarter.
+    expected = torch.linspace(2 * 3 / 4, 2 * 9 / 4, 32).expand(2, 1, 16, 32)
+    torch.testing.assert_close(initial, expected)
+
+
+def test_two_passes_pad_clamp_and_sample_as_the_released_code_does() -> None:
+    network = _TwoPasses(-5.0, -5.0)
+    left = torch.arange(101.0).expand(1, 3, 65, 101).contiguous()
+
+    _twice(network)({"left": left, "right": left})
+
+    (small, _), (full, initial) = network.calls
+    assert (small.shape[-2:], full.shape[-2:]) == ((32, 64), (96, 128))
+    # 32 x 50, halved by the factor and not by the ratio of the sizes, 7 columns added on each side.
+    torch.testing.assert_close(small[0, 0, 0, 7:57], 2 * torch.arange(50.0) + 0.5)
+    # Below 0 is no disparity; the 13 columns of padding on the left are added.
+    torch.testing.assert_close(initial, torch.full((1, 1, 24, 32), 13 / 4))
+
+
+def test_two_passes_see_resized_images_where_a_size_is_given() -> None:
+    network = _TwoPasses(4.0, 4.0)
+    predictor = Predictor(
+        network, STEREO, backend="test", source=SOURCE, stride=32, size=(64, 96), hierarchical=True
+    )
+    left = torch.full((1, 3, 50, 48), 6.0)
+    found = predictor({"left": left, "right": left})
+    assert [call[0].shape[-2:] for call in network.calls] == [(32, 64), (64, 96)]
+    torch.testing.assert_close(found, torch.full((1, 50, 48), 6.0 * 48 / 96))
+
+
+def test_two_passes_of_the_real_network_are_another_prediction(
+    small_values: dict, small_weights: Path
+) -> None:
+    spec = load_spec({**small_values, "results_dir": "a"}, action="train")
+    pair = _pair(60, 120, batch=1)
+    once = load_predictor(small_weights, spec)(pair)
+    twice = load_predictor(small_weights, spec, hierarchical=True)(pair)
+    assert once.shape == twice.shape == (1, 60, 120)
+    assert twice.isfinite().all()
+    assert (once - twice).abs().max() > 1e-3
+
+
+def test_the_pace_leaves_the_first_call_out() -> None:
+    pace = Pace()
+    assert pace.summary() == {}
+    pace.add(2, 9.0)
+    assert pace.summary()["throughput"] == pytest.approx(2 / 9), "nothing else is known"
+    for milliseconds in range(100, 201):
+        pace.add(4, milliseconds / 1000)
+    found = pace.summary()
+    assert found["throughput"] == pytest.approx(4 * 101 / 15.15)
+    assert [found[f"latency_p{share}_ms"] for share in (50, 90, 99)] == [
+        pytest.approx(value) for value in (150, 190, 199)
+    ]
+    assert (found["first_call_ms"], found["largest_batch"]) == (9000, 4)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, -1])

@@ -173,6 +173,22 @@ BROKEN_STEREO: list[Case] = [
         )
         for present, absent in (("right", "depth"), ("depth", "right"))
     ),
+    *(
+        (
+            f"{action}.hierarchical",
+            (f"{action}.hierarchical=true", f"{action}.trt_engine=a.onnx"),
+            f"{action}.trt_engine is set, and a graph has no input for the first pass",
+        )
+        for action in ("evaluate", "inference")
+    ),
+    *(
+        (
+            f"{action}.hierarchical",
+            (f"{action}.hierarchical=true", "train.inference_tile=true"),
+            "train.inference_tile is set",
+        )
+        for action in ("evaluate", "inference")
+    ),
     ("model.max_disparity", ("model.max_disparity=112",), "multiple of 32; the nearest is 128"),
     ("model.max_disparity", ("model.max_disparity=33",), "got 33, needs a multiple of 32"),
     ("model.volume_dim", ("model.volume_dim=30",), "multiple of 4; the nearest is 32"),
