@@ -250,7 +250,9 @@ def train(job: Job) -> ActionResult:
 
 def evaluate(job: Job) -> ActionResult:
     """Score a checkpoint, a graph or an engine at native size on the test split."""
+    from stereo.data.encodings import write_png
     from stereo.data.loaders import evaluation_loader
+    from stereo.evaluation.contact_sheet import WorstSamples
     from stereo.evaluation.evaluator import evaluate as score
 
     section = job.spec.evaluate
@@ -258,8 +260,11 @@ def evaluate(job: Job) -> ActionResult:
     predictor = _predictor(job.spec, section, split)
     batch_size = section.batch_size if section.batch_size > 0 else split.batch_size
     loader = evaluation_loader(split, job.spec, batch_size=batch_size, input_size=predictor.size)
-    evaluation = score(predictor, loader, job.spec)
+    worst = WorstSamples(predictor.task, split.augmentation)
+    evaluation = score(predictor, loader, job.spec, watch=worst.add)
     files = _write_evaluation(job.directory, evaluation, predictor)
+    files["worst_samples"] = job.directory / "worst_samples.png"
+    write_png(files["worst_samples"], worst.sheet())
     names = {f"val/{name}": value for name, value in evaluation.metrics.items()}
     bare = evaluation.metrics if section.trt_engine else {}
     job.status.running("Test metrics generated.", kpi={**names, **bare})

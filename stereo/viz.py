@@ -6,7 +6,7 @@ the colours of turbo, depth those of ColorBrewer's Spectral with red for what is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -20,6 +20,9 @@ ERROR_FULL_SCALE = 3.0  # px; larger errors have the last colour
 RATIO_FULL_SCALE = 0.25  # error / truth of depth; larger ones have the last colour
 MIDDLE = 0.5  # shown where a map has no scale of its own
 COLOR_STOPS = 7  # of a legend
+THUMBNAIL_WIDTH, THUMBNAIL_HEIGHT = 320, 480  # px, the largest on a contact sheet
+LINE_HEIGHT, GAP = 18, 4  # px of a contact sheet
+INK, PAPER = (230, 230, 230), 24
 
 
 def _turbo_table() -> Picture:
@@ -98,6 +101,48 @@ def legend(table: Picture) -> list[str]:
 def side_by_side(panels: Sequence[Picture]) -> Picture:
     """Panels of one size from left to right."""
     return np.concatenate(list(panels), axis=1)
+
+
+def contact_sheet(rows: Sequence[tuple[str, Mapping[str, Picture]]]) -> Picture | None:
+    """Small pictures in rows under their titles, and their names on top; None without rows.
+
+    Args:
+        rows: title of a row, and its pictures by name; all rows have the same names.
+    """
+    if not rows:
+        return None
+    blocks: list[Picture] = []
+    for title, pictures in rows:
+        line = side_by_side([_framed(thumbnail(picture)) for picture in pictures.values()])
+        blocks += [_caption(title, line.shape[1]), line]
+    names = [_caption(name, THUMBNAIL_WIDTH + GAP) for name in rows[0][1]]
+    return np.concatenate([side_by_side(names), *blocks])
+
+
+def thumbnail(picture: Picture) -> Picture:
+    """The picture as large as a contact sheet shows it."""
+    height, width = picture.shape[:2]
+    scale = min(THUMBNAIL_WIDTH / width, THUMBNAIL_HEIGHT / height)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _framed(picture: Picture) -> Picture:
+    """A thumbnail on paper of full width, with a gap on two sides."""
+    height, width = picture.shape[:2]
+    panel = np.full((height + GAP, THUMBNAIL_WIDTH + GAP, 3), PAPER, np.uint8)
+    panel[:height, :width] = picture
+    return panel
+
+
+def _caption(text: str, width: int) -> Picture:
+    """A line of text; the end is kept where it is too long, for that is where names differ."""
+    strip = np.full((LINE_HEIGHT, width, 3), PAPER, np.uint8)
+    font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.4
+    while cv2.getTextSize(text, font, size, 1)[0][0] > width - 2 * GAP:
+        text = f"..{text[3:]}"
+    cv2.putText(strip, text, (GAP, LINE_HEIGHT - 5), font, size, INK, 1, cv2.LINE_AA)
+    return strip
 
 
 def denormalize(image: Map, mean: Sequence[float], std: Sequence[float]) -> Picture:

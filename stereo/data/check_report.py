@@ -7,10 +7,7 @@ and, of a pair, the absolute difference of left and the right view warped by the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
-import cv2
-import numpy as np
+from collections.abc import Iterator
 
 from stereo import viz
 from stereo.data.check import CheckReport, SourceReport
@@ -23,9 +20,7 @@ from stereo.viz import Picture
 _SHOWN_FAULTS = 20  # per source
 _SHOWN_SIZES = 5
 _SHOWN_PAIRS = 3  # per source
-_PANEL_WIDTH, _PANEL_HEIGHT, _LINE_HEIGHT, _GAP = 320, 480, 18, 4  # px of the sheet
 _FULL_DIFFERENCE = 40.0  # grey levels; larger ones have the last colour
-_INK, _PAPER = (230, 230, 230), 24
 
 
 def report_text(report: CheckReport) -> str:
@@ -101,8 +96,7 @@ def _sizes(source: SourceReport) -> str:
 
 def contact_sheet(report: CheckReport) -> Picture | None:
     """A picture of the first measured samples of every source; None when there are none."""
-    blocks: list[Picture] = []
-    names: Sequence[str] = ()
+    rows: list[tuple[str, dict[str, Picture]]] = []
     for source in report.sources:
         form = find_format(source.dataset, source.prepare.family)
         for fact in source.facts[:_SHOWN_PAIRS]:
@@ -110,14 +104,8 @@ def contact_sheet(report: CheckReport) -> Picture | None:
                 sample = form.read(fact.row)
             except DataError:  # gone since it was measured
                 continue
-            panels = _panels(sample)
-            names = tuple(panels)
-            picture = viz.side_by_side([_panel(panel) for panel in panels.values()])
-            blocks += [_caption(_title(source, sample), picture.shape[1]), picture]
-    if not blocks:
-        return None
-    heading = viz.side_by_side([_caption(name, _PANEL_WIDTH + _GAP) for name in names])
-    return np.concatenate([heading, *blocks])
+            rows.append((_title(source, sample), _panels(sample)))
+    return viz.contact_sheet(rows)
 
 
 def _title(source: SourceReport, sample: StereoSample | MonoSample) -> str:
@@ -140,23 +128,3 @@ def _panels(sample: StereoSample | MonoSample) -> dict[str, Picture]:
         "truth": viz.color_disparity(sample.disparity),
         "warped difference": viz.color_disparity(difference, _FULL_DIFFERENCE),
     }
-
-
-def _panel(picture: Picture) -> Picture:
-    """A picture scaled into a panel of full width, as high as it needs, with a gap on two sides."""
-    height, width = picture.shape[:2]
-    scale = min(_PANEL_WIDTH / width, _PANEL_HEIGHT / height)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    panel = np.full((size[1] + _GAP, _PANEL_WIDTH + _GAP, 3), _PAPER, np.uint8)
-    panel[: size[1], : size[0]] = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-    return panel
-
-
-def _caption(text: str, width: int) -> Picture:
-    """A line of text; the end is kept where it is too long, for that is where names differ."""
-    strip = np.full((_LINE_HEIGHT, width, 3), _PAPER, np.uint8)
-    font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.4
-    while cv2.getTextSize(text, font, size, 1)[0][0] > width - 2 * _GAP:
-        text = f"..{text[3:]}"
-    cv2.putText(strip, text, (_GAP, _LINE_HEIGHT - 5), font, size, _INK, 1, cv2.LINE_AA)
-    return strip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from stereo.predict import Predictor
 from stereo.progress import progress_bar
 from stereo.spec.experiment import ExperimentSpec
 
+Watch = Callable[[Mapping[str, Any], Tensor, list[dict[str, Any]]], None]
 COUNTS = ("image", "pixel", "coverage", "images", "skipped", "pixels")  # the rest are limits
 
 
@@ -58,6 +59,7 @@ def evaluate(
     spec: ExperimentSpec,
     *,
     progress: bool = True,
+    watch: Watch | None = None,
 ) -> Evaluation:
     """Score a predictor.
 
@@ -66,6 +68,7 @@ def evaluate(
         loader: batches of `stereo.data.loaders.evaluation_loader`.
         spec: its limits of the ground truth are those that the batches' `valid` applies.
         progress: show a bar with the time left when stderr is a terminal.
+        watch: sees every batch, its predictions (B, H, W) and the rows of its scored samples.
 
     Raises:
         NoResultError: no valid pixel in any sample, or a metric that is not finite.
@@ -74,7 +77,10 @@ def evaluate(
     with progress_bar(progress) as bar:
         for batch in bar.track(loader, description=f"evaluating ({predictor.backend})"):
             reads.add(batch["from_cache"])
-            scores.add(batch, predictor(batch))
+            prediction = predictor(batch)
+            rows = scores.add(batch, prediction)
+            if watch is not None:
+                watch(batch, prediction, rows)
     reads.log(f"{predictor.task.samples} of the evaluation")
     return scores.result()
 
@@ -91,8 +97,13 @@ class Scores:
         self._has_valid = False
         self._started = time.perf_counter()
 
-    def add(self, batch: Mapping[str, Any], prediction: Tensor) -> None:
-        """Score the samples of a batch that have ground truth; prediction (B, H, W)."""
+    def add(self, batch: Mapping[str, Any], prediction: Tensor) -> list[dict[str, Any]]:
+        """Score the samples of a batch that have ground truth, and return their rows.
+
+        Args:
+            batch: see `stereo.data.loaders`.
+            prediction: (B, H, W).
+        """
         known = batch["has_gt"]
         self._has_valid |= bool(batch["valid"][known].any())
         per_image = self._metrics.update(
@@ -102,10 +113,16 @@ class Scores:
             batch["truth_pixels"][known],
         )
         places = known.nonzero()[:, 0].tolist()
-        for place, values in zip(places, per_image, strict=True):
-            index, name = int(batch["index"][place]), batch["name"][place]
-            scored = values or {self._task.headline[0]: None}
-            self.rows.append({"index": index, "name": name, **scored})
+        rows = [
+            {
+                "index": int(batch["index"][place]),
+                "name": batch["name"][place],
+                **(values or {self._task.headline[0]: None}),
+            }
+            for place, values in zip(places, per_image, strict=True)
+        ]
+        self.rows += rows
+        return rows
 
     @property
     def images(self) -> int:

@@ -132,15 +132,7 @@ def write_pictures(
     items: list[dict[str, Any]] = []
     samples = _samples(predictor, loader, preprocessing, scores)
     for index, sample in zip(range(count), samples, strict=False):
-        known = sample.truth[sample.valid]
-        comparable = task.comparable(sample.prediction, sample.truth, sample.valid)
-        scale = task.scale(known if known.size else comparable)
-        pictures = {
-            "image": sample.image,
-            "truth": task.color(sample.truth, scale),
-            "prediction": task.color(comparable, scale),
-            "error": task.color_error(sample.prediction, sample.truth, sample.valid),
-        }
+        pictures, scale = compared(sample, task)
         for kind, picture in pictures.items():
             write_png(directory / f"{index}_{kind}.png", picture)
         found = next((row[metric] for row in scores.rows if row["index"] == sample.index), None)
@@ -157,6 +149,20 @@ def write_pictures(
             }
         )
     return items
+
+
+def compared(sample: Shown, task: Task[Any]) -> tuple[dict[str, Picture], tuple[float, float]]:
+    """Image, truth, prediction and error of a sample, and the scale of truth and prediction."""
+    known = sample.truth[sample.valid]
+    comparable = task.comparable(sample.prediction, sample.truth, sample.valid)
+    scale = task.scale(known if known.size else comparable)
+    pictures = {
+        "image": sample.image,
+        "truth": task.color(sample.truth, scale),
+        "prediction": task.color(comparable, scale),
+        "error": task.color_error(sample.prediction, sample.truth, sample.valid),
+    }
+    return pictures, scale
 
 
 def _bar(ends: tuple[float, float], unit: str, colors: list[str]) -> dict[str, Any]:
@@ -177,20 +183,21 @@ def _samples(
             if scores is not None:
                 scores.add(batch, predictions)
             for position in range(len(batch["name"])):
-                yield _shown(
+                yield shown(
                     batch, position, predictions[position].numpy(), predictor.task, preprocessing
                 )
     finally:  # who shows the first samples leaves the rest
         reads.log(f"{predictor.task.samples} of the prediction")
 
 
-def _shown(
+def shown(
     batch: Mapping[str, Any],
     position: int,
     prediction: Map,
     task: Task[Any],
     preprocessing: Preprocessing,
 ) -> Shown:
+    """A sample of a batch as pictures need it."""
     valid = batch["valid"][position, 0].numpy()
     image = batch[task.inputs[0]][position].numpy()
     picture = viz.denormalize(image, preprocessing.input_mean, preprocessing.input_std)

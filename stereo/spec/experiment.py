@@ -219,7 +219,7 @@ ACTIONS: Mapping[str, Action] = {
                 ActionInput("evaluate.checkpoint", optional=True),
                 ActionInput("evaluate.trt_engine", optional=True),
             ),
-            outputs=("results.json", "per_sample_results.json"),
+            outputs=("results.json", "per_sample_results.json", "worst_samples.png"),
             spec_params={
                 "evaluate.checkpoint": "parent_model",
                 "evaluate.trt_engine": "parent_model",

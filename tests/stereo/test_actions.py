@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from stereo import actions
+from stereo.data.encodings import read_image
 from stereo.data.generator import EmbeddedSet
 from stereo.files import sha256
 
@@ -37,7 +38,9 @@ def test_evaluate_scores_and_leaves_its_records(
     assert scores["message"] == "Test metrics generated."
     assert "epe" not in scores["kpi"], "the bare names are those of engines"
     assert (verdict["status"], verdict["exit_code"]) == ("SUCCESS", 0)
-    assert verdict["artifacts"] == ["results.json", "per_sample_results.json"]
+    files = ["results.json", "per_sample_results.json", "worst_samples.png"]
+    assert verdict["artifacts"] == files
+    assert read_image(tmp_path / "worst_samples.png").shape[1] == 4 * 324
 
 
 def test_a_wrong_spec_is_a_status_and_writes_nothing(small_values: dict, tmp_path: Path) -> None:
