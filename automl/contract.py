@@ -9,6 +9,10 @@ Actions a study uses: `train`, `evaluate`, `export`, `gen_trt_engine` (verbs of 
 `samples_val`, `height`, `width`, `mixed_sizes`; all faults in `detail`) and `pictures` (writes
 pictures of the first validation samples and `pictures.json`).
 
+A trainer that knows, without training again, what a metric would be with another value of a field
+of the spec reports it as `<field>=<value>/<metric>` with its last epoch: a network that refines its
+prediction step by step is scored after each step in one pass. A study may promote such a setting.
+
 A `train` that starts from weights which fit only in part (`allow_partial_load`) writes `NOT_LOADED`
 beside its checkpoints: the tensors that did not get stored values, one per line.
 """
@@ -16,12 +20,13 @@ beside its checkpoints: the tensors that did not get stored values, one per line
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from automl.errors import TrainableError
 
@@ -60,6 +65,35 @@ class Objective:
         return value if self.direction == "minimize" else -value
 
 
+class Setting(NamedTuple):
+    """A value of a field of the spec that a finished trial can be run with."""
+
+    field: str
+    value: int
+
+    def __str__(self) -> str:
+        return f"{self.field}={self.value}"
+
+
+_SETTING = re.compile(r"([\w.]+)=(\d+)/(.+)")
+
+
+def split_settings(
+    metrics: Mapping[str, float],
+) -> tuple[dict[str, float], dict[Setting, dict[str, float]]]:
+    """Return the metrics of the spec as it is, and those of its other settings."""
+    plain: dict[str, float] = {}
+    others: dict[Setting, dict[str, float]] = {}
+    for name, value in metrics.items():
+        match = _SETTING.fullmatch(name)
+        if match is None:
+            plain[name] = value
+        else:
+            setting = Setting(match[1], int(match[2]))
+            others.setdefault(setting, {})[match[3]] = value
+    return plain, others
+
+
 class Report(Protocol):
     """Called by the trainer after each validation; its answer True means: stop training now."""
 
@@ -69,7 +103,7 @@ class Report(Protocol):
         Args:
             epoch: finished epochs, from 1, consecutive (a resumed run continues the count).
             metrics: the objective and whatever else is known; `seconds` is the wall time of the
-                epoch including validation.
+                epoch including validation. `<field>=<value>/<metric>`: see above.
             checkpoint: written completely before the call; training resumes from it.
         """
         ...

@@ -10,7 +10,8 @@ The first event is `study_created` and carries `format_version`. A line is writt
     trial_started     trial, params, seed, attempt, resumed_from_epoch,
                       cause (new, resumed, retried)
     epoch             trial, epoch, metrics, checkpoint (relative to the study's directory when it
-                      lies inside), decision (continue, stop, complete), rung
+                      lies inside), decision (continue, stop, complete), rung; metrics named
+                      <field>=<value>/<metric> are those of another setting of the trial
     trial_ended       trial, state (complete, stopped, diverged, out_of_memory, invalid_spec,
                       failed), detail
     confirm_started   run, trial (the one that is repeated), params, seed, attempt,

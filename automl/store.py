@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from automl.contract import Objective
+from automl.contract import Objective, Setting, split_settings
 from automl.errors import StoreError, UnreadableError
 from automl.events import FORMAT_VERSION, Event, EventLog, read, write_error
 from automl.lock import (
@@ -60,7 +60,10 @@ ENDED = ("complete", "stopped", "diverged", "out_of_memory", "invalid_spec", "fa
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One finished epoch: metrics as reported, wall seconds, checkpoint, and what was decided."""
+    """One finished epoch: metrics as reported, wall seconds, checkpoint, and what was decided.
+
+    `settings` has the metrics that the same weights reach with other values of a field.
+    """
 
     epoch: int
     metrics: Mapping[str, float]
@@ -68,6 +71,9 @@ class EpochRecord:
     checkpoint: Path | None
     decision: str
     rung: int | None
+    settings: Mapping[Setting, Mapping[str, float]] = field(
+        default_factory=dict[Setting, Mapping[str, float]]
+    )
 
 
 @dataclass
@@ -115,6 +121,11 @@ class TrialRecord:
     def seconds(self) -> float:
         """Wall time of the finished epochs."""
         return sum(record.seconds for record in self.epochs)
+
+    @property
+    def settings(self) -> Mapping[Setting, Mapping[str, float]]:
+        """The metrics of a complete trial with other values of a field; else empty."""
+        return self.epochs[-1].settings if self.state == "complete" else {}
 
     def value_at(self, epoch: int, metric: str) -> float | None:
         """Return the finite value of a metric after an epoch, else None."""
@@ -302,6 +313,17 @@ class Study:
         columns = ["trial", "epoch", "decision", "rung", "seconds"]
         return pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
 
+    def sweep_frame(self) -> pd.DataFrame:
+        """Return one row per setting of every complete trial: trial, field, setting, metrics."""
+        import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+        rows = [
+            {"trial": trial.id, "field": setting.field, "setting": setting.value, **metrics}
+            for trial in self.trials
+            for setting, metrics in trial.settings.items()
+        ]
+        return pd.DataFrame(rows)
+
     # --- the fold ---
 
     def _check(self, event: Mapping[str, Any]) -> None:
@@ -363,7 +385,7 @@ class Study:
         return runs[number]
 
     def _epoch(self, event: Event) -> EpochRecord:
-        metrics: dict[str, float] = dict(event["metrics"])
+        metrics, settings = split_settings(event["metrics"])
         checkpoint = event.get("checkpoint")
         return EpochRecord(
             epoch=event["epoch"],
@@ -372,6 +394,7 @@ class Study:
             checkpoint=self.absolute(checkpoint) if checkpoint else None,
             decision=event.get("decision", "continue"),
             rung=event.get("rung"),
+            settings=settings,
         )
 
     def _start(self, event: Event, at: float) -> None:

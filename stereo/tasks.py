@@ -101,6 +101,7 @@ class Task(ABC, Generic[Spec]):
         error_scale: error of the last colour in pictures, in `error_unit`.
         limit_keys: fields of the spec that limit the ground truth, in words.
         bound: fields of the spec that are part of what the weights mean.
+        steps: field with the number of refinements of a prediction; empty: it is not refined.
     """
 
     inputs: ClassVar[tuple[str, ...]]
@@ -117,6 +118,7 @@ class Task(ABC, Generic[Spec]):
     error_unit: ClassVar[str]
     limit_keys: ClassVar[str]
     bound: ClassVar[tuple[str, ...]] = ()
+    steps: ClassVar[str] = ""
 
     @abstractmethod
     def loss(self, network: nn.Module, batch: Batch, spec: Spec) -> Tensor:
@@ -138,6 +140,12 @@ class Task(ABC, Generic[Spec]):
             spec: of the network.
             initial: disparity (B, 1, h/4, w/4) to refine, in px of that map; for pairs only.
         """
+
+    def predict_steps(
+        self, network: nn.Module, images: Sequence[Tensor], spec: Spec
+    ) -> list[Tensor]:
+        """What `predict` gives after 1, 2, ... of the refinements, from one forward pass."""
+        return [self.predict(network, images, spec)]
 
     def parameter_groups(self, network: nn.Module, spec: Spec) -> list[ParameterGroup]:
         """The trainable parameters by the rate they are trained at; the first at that of `lr`."""
@@ -241,6 +249,7 @@ class StereoTask(Task[ExperimentSpec]):
     error_scale = viz.ERROR_FULL_SCALE
     error_unit = "px"
     limit_keys = "dataset.max_disparity"
+    steps = "model.valid_iters"
 
     def loss(self, network: nn.Module, batch: Batch, spec: ExperimentSpec) -> Tensor:
         """Sequence loss over the refinements of training."""
@@ -259,6 +268,13 @@ class StereoTask(Task[ExperimentSpec]):
         start = {} if initial is None else {"init_disparity": initial}
         output = network(*images, iters=spec.model.valid_iters, last_only=True, **start)
         return output.refined[-1][:, 0].float()
+
+    def predict_steps(
+        self, network: nn.Module, images: Sequence[Tensor], spec: ExperimentSpec
+    ) -> list[Tensor]:
+        """The disparity after every refinement of evaluation."""
+        output = network(*images, iters=spec.model.valid_iters)
+        return [disparity[:, 0].float() for disparity in output.refined]
 
     def graph(self, network: nn.Module, images: Sequence[Tensor], spec: ExperimentSpec) -> Tensor:
         """The disparity (B, 1, h, w) after the refinements of an exported graph."""

@@ -144,6 +144,38 @@ def learning_curves(study: Study) -> Figure:
     return figure
 
 
+def sweep(study: Study) -> Figure | None:
+    """The objective of complete trials over the settings they can be run with, where they can."""
+    metric = study.objective.metric
+    lines = [
+        (trial, [(setting, values[metric]) for setting, values in trial.settings.items()])
+        for trial in study.trials
+        if trial.settings
+    ]
+    if not lines:
+        return None
+    figure, shown = _figure(study), set[str]()
+    for trial, points in lines:
+        name = kind(study, trial)
+        look = LOOKS[name]
+        figure.add_scatter(
+            x=[setting.value for setting, _ in points],
+            y=[value for _, value in points],
+            mode="lines+markers",
+            name=look.label,
+            legendgroup=name,
+            showlegend=name not in shown,
+            meta=trial.id,
+            line={"color": look.color, "width": look.width, "dash": look.dash},
+            marker={"symbol": look.symbol, "size": 6 if look.width < 3 else 9},
+            hovertemplate=f"trial {trial.id}, %{{x}}: %{{y:.4~g}}<extra></extra>",
+        )
+        shown.add(name)
+    figure.update_xaxes(title_text=escape(lines[0][1][0][0].field), tickformat="d", dtick=1)
+    _value_axis(figure, study, [value for _, points in lines for _, value in points])
+    return figure
+
+
 def parallel(study: Study) -> Figure | None:
     """One line per trial through its parameters, coloured by the value after a common epoch.
 

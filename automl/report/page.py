@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 PAGE, CSV, SPEC = "report.html", "trials.csv", "best_spec.yaml"
-REPETITIONS = "confirm.csv"
+REPETITIONS, SWEEP = "confirm.csv", "sweep.csv"
 
 
 def write_report(study: Study, path: Path | None = None) -> Path:
@@ -44,6 +44,8 @@ def write_report(study: Study, path: Path | None = None) -> Path:
     _write(page.with_name(CSV), trials_frame(study).to_csv(index=False))
     if study.confirmations:
         _write(page.with_name(REPETITIONS), study.confirm_frame().to_csv(index=False))
+    if any(trial.settings for trial in study.trials):
+        _write(page.with_name(SWEEP), study.sweep_frame().to_csv(index=False))
     spec = delivery.specs(study)[1]
     if spec is not None:
         _write(page.with_name(SPEC), spec)
@@ -84,6 +86,7 @@ def render(study: Study) -> str:
         if study.trials
         else tag("p", "No trial has started."),
         "Learning curves": _chart(study, charts, "learning_curves"),
+        **({"Sweep": _chart(study, charts, "sweep")} if "sweep" in charts else {}),
         "Parameters and results": _chart(study, charts, "parallel"),
         "Importance": join(
             [sections.importance_text(study, found), _chart(study, charts, "importances")]
@@ -121,6 +124,7 @@ def _charts(study: Study, found: Importance) -> dict[str, Figure]:
     made = {
         "history": figures.history(study) if study.trials else None,
         "learning_curves": figures.learning_curves(study) if _has_epochs(study) else None,
+        "sweep": figures.sweep(study),
         "parallel": figures.parallel(study),
         "importances": figures.importances(study, found),
     }
@@ -135,6 +139,10 @@ def _captions(study: Study) -> dict[str, str]:
     return {
         "history": sections.comparable_note(study),
         "learning_curves": "One line per trial. At a rung (dotted) the weaker trials are ended.",
+        "sweep": (
+            "What each complete trial scores with other values of this field: measured in its last "
+            f"validation, without further training. All metrics are in {SWEEP}."
+        ),
         "parallel": (
             f"One line per trial, coloured by {study.objective.metric} after epoch "
             f"{common_epoch(study)}, the last that every ended trial without failure has reached; "

@@ -222,7 +222,7 @@ class RunCallback(pl.Callback):
         if problem is not None:
             raise problem
         if self.report is not None and validated:
-            self._ask(trainer, progress.epoch, row)
+            self._ask(trainer, progress.epoch, row | module.sweep)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -324,7 +324,7 @@ def _verdict(module: DepthModule, row: Mapping[str, float]) -> NoResultError | N
         return DivergedError(f"Training diverged: epoch {number} had no finite loss")
     if "val/loss" not in row:
         return None
-    if not module.metrics.compute()["images"]:
+    if not module.scored.images:
         if math.isfinite(row["val/loss"]):
             return DivergedError(
                 f"Training collapsed: after epoch {number} the {task.quantity} of every validation"

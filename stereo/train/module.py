@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from stereo.data.loaders import Reads
 from stereo.errors import DivergedError
+from stereo.evaluation.sweep import StepScores, native_steps
 from stereo.tasks import InputSizes
 from stereo.train.optim import build_optimizer, learning_rate
 
@@ -88,7 +89,14 @@ class _Accumulated:
 
 
 class DepthModule(pl.LightningModule):
-    """A network with the loss and metrics of its task, and an optimiser; the network is `model`."""
+    """A network with the loss and metrics of its task, and an optimiser; the network is `model`.
+
+    Attributes:
+        sweeps: score every refinement step in the last validation; set it before training.
+        validation: `val/<metric>` of the last validation.
+        sweep: scores of its refinement steps, see `StepScores.sweep`.
+        scored: the scores being collected.
+    """
 
     def __init__(self, entry: ModelEntry, spec: ExperimentSpec, network: nn.Module) -> None:
         super().__init__()
@@ -99,15 +107,16 @@ class DepthModule(pl.LightningModule):
         self.progress = Progress()
         self.last = StepFacts()
         self.total_steps = 1  # set before training; the schedules need it
-        self.metrics = self.task.metrics(spec)
+        self.sweeps = False
+        self.scored = StepScores(self.task, spec)
         self._sizes = InputSizes(entry.stride)
         self._groups = self.task.parameter_groups(network, spec)
         self.validation: dict[str, float] = {}
+        self.sweep: dict[str, float] = {}
         self.reads = Reads()  # of the training pairs of the current epoch
         self._validation_reads = Reads()
         self._first_bad = ""
         self._accumulated = _Accumulated()
-        self._reset_validation_loss()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW or SGD of `train.optim`."""
@@ -216,18 +225,16 @@ class DepthModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the previous validation."""
-        self.metrics.reset()
-        self._reset_validation_loss()
+        self.scored = StepScores(self.task, self.spec)
 
     def validation_step(self, batch: Mapping[str, Any], _batch_idx: int) -> None:
         """Score a batch at native size."""
         self._validation_reads.add(batch["from_cache"])
-        prediction = self.task.at_native_size(self._predict, batch, self._sizes)
-        total, terms = self.task.validation_terms(prediction, batch, self.spec)
-        self._loss_sum += total.cpu()
-        self._loss_terms += terms
-        truth, valid = batch[self.task.target][:, 0], batch["valid"][:, 0]
-        self.metrics.update(prediction, truth, valid, batch["truth_pixels"])
+        if self.sweeps and self.progress.epoch + 1 == self.spec.train.num_epochs:
+            predictions = native_steps(self.task, self.model, batch, self._sizes, self.spec)
+        else:
+            predictions = [self.task.at_native_size(self._predict, batch, self._sizes)]
+        self.scored.add(predictions, batch)
 
     def _predict(self, *images: Tensor) -> Tensor:
         return self.task.predict(self.model, images, self.spec)
@@ -235,13 +242,7 @@ class DepthModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Turn the sums into `val/<metric>`."""
         self._validation_reads.log(f"validation {self.task.samples}")
-        loss = float(self._loss_sum) / self._loss_terms if self._loss_terms else math.nan
-        scores = self.metrics.compute()[self.metrics.flat]
-        self.validation = {"val/loss": loss} | {f"val/{k}": v for k, v in scores.items()}
-
-    def _reset_validation_loss(self) -> None:
-        self._loss_sum: Tensor = torch.zeros((), dtype=torch.float64)
-        self._loss_terms = 0
+        self.validation, self.sweep = self.scored.last(), self.scored.sweep()
 
 
 def _names(batch: Mapping[str, Any]) -> str:

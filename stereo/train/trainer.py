@@ -173,6 +173,7 @@ def _run(
     loader, validation = data.train_dataloader(), data.val_dataloader()
     batches = 1 if spec.train.is_dry_run else len(loader)
     steps = -(-batches // spec.train.accumulate_grad_batches)
+    module.sweeps = report is not None
     module.total_steps = spec.train.num_epochs * steps
     warn_about_unused(spec.train.optim, module.total_steps)
     if start is not None:

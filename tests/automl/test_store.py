@@ -14,6 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from automl.contract import Setting
 from automl.errors import StoreError, StudyLockedError, UnreadableError
 from automl.store import open_study, owner_of, read_lock, read_study
 from automl.study_spec import BudgetChoice
@@ -299,3 +300,17 @@ def test_the_wall_time_of_sessions_leaves_out_the_pauses(tmp_path):
     ]
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert read_study(tmp_path / "s").active_seconds() == 15 * 60
+
+
+def test_metrics_of_other_settings_are_kept_apart(tmp_path):
+    study = open_study(studies.resolved(tmp_path), tmp_path / "study")
+    studies.start(study, 0, {})
+    metrics = {"val/epe": 2.0, "seconds": 1.0, "model.iters=1/val/epe": 3.0}
+    studies.finish_epoch(study, 0, 1, 2.0, metrics=metrics)
+    others = {Setting("model.iters", 1): {"val/epe": 3.0}}
+    assert study.trials[0].epochs[0].metrics == {"val/epe": 2.0, "seconds": 1.0}
+    assert study.trials[0].epochs[0].settings == others
+    assert study.trials[0].settings == {}  # not complete
+    studies.end(study, 0, "complete")
+    assert study.trials[0].settings == others
+    study.close()

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from csv import DictReader
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,36 @@ def test_every_plotted_value_is_in_the_csv_unrounded(tmp_path: Path) -> None:
 
     figures = charts(page.read_text("utf-8"))
     assert compare(figures, rows(study.directory), "val/epe") > 50
+    study.close()
+
+
+def test_the_sweep_covers_every_complete_trial_and_equals_its_csv(tmp_path: Path) -> None:
+    study = finished(tmp_path, spec={"behaviour": {"steps": 3}})
+
+    text = write_report(study).read_text("utf-8")
+
+    with (study.directory / "sweep.csv").open(newline="", encoding="utf-8") as file:
+        table = [
+            (int(r["trial"]), int(r["setting"]), float(r["val/epe"])) for r in DictReader(file)
+        ]
+    drawn = [
+        (trace["meta"], x, y)
+        for trace in charts(text)["sweep"]["data"]
+        for x, y in zip(trace["x"], trace["y"], strict=True)
+    ]
+    complete = [trial for trial in study.trials if trial.state == "complete"]
+    assert sorted(drawn) == table
+    assert [row[:2] for row in table] == [(t.id, steps) for t in complete for steps in (1, 2, 3)]
+    assert [row[2] for row in table[2::3]] == [study.value(trial) for trial in complete]
+    assert len(complete) < len(study.trials)
+    assert all("=" not in name for row in rows(study.directory) for name in row)
+    study.close()
+
+
+def test_a_trainer_without_settings_has_no_sweep(tmp_path: Path) -> None:
+    study = finished(tmp_path)
+    assert "Sweep" not in write_report(study).read_text("utf-8")
+    assert not (study.directory / "sweep.csv").exists()
     study.close()
 
 

@@ -289,6 +289,30 @@ def test_a_study_keeps_one_checkpoint_and_stops_the_run(make_spec, run, tmp_path
     assert not (tmp_path / BEST).exists()
 
 
+def test_a_study_gets_a_sweep_with_the_last_epoch_and_no_score_changes(
+    make_spec, run, tmp_path
+) -> None:
+    seen: list[dict[str, float]] = []
+
+    def report(epoch: int, metrics, checkpoint: Path) -> bool:
+        seen.append(metrics)
+        return False
+
+    spec = make_spec(num_epochs=2)
+    studied, plain = run(spec, tmp_path / "study", report), run(spec, tmp_path / "plain")
+    timed = ("seconds", "peak_memory_mb")
+    assert {k: v for k, v in studied.metrics.items() if k not in timed} == {
+        k: v for k, v in plain.metrics.items() if k not in timed
+    }
+    assert [name for name in seen[0] if "=" in name] == []
+    assert {name.partition("/")[0] for name in seen[1] if "=" in name} == {
+        "model.valid_iters=1",
+        "model.valid_iters=2",
+    }
+    for directory in ("study", "plain"):  # records hold what every epoch has
+        assert not any("=" in name for name in table(tmp_path / directory)[-1])
+
+
 def test_a_study_is_asked_after_validations_only_and_never_resumes_by_itself(
     make_spec, run, tmp_path
 ) -> None:
