@@ -155,6 +155,8 @@ class StudyWorker(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Return the next `(epoch, metrics, checkpoint)`, or the trial's `Outcome`, as message."""
         if not self._thread.is_alive() and self._thread.ident is None:
+            with suppress(OSError):
+                os.write(1, f"process {os.getpid()}\n".encode())
             self._thread.start()
         elif self._answer is not None:
             self._answers.put(self._answer)
@@ -203,7 +205,6 @@ def _write_output_to(path: Path) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
-    os.write(1, f"process {os.getpid()}\n".encode())
 
 
 # --- Ray's processes ---------------------------------------------------------------------------
