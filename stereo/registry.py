@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stereo.errors import CheckpointError, SpecError, SpecProblem
+from stereo.nets import names
 from stereo.spec import models
 from stereo.spec.experiment import (
     ExperimentSpec,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from stereo.checkpoints.identify import Identity
     from stereo.checkpoints.load import LoadReport, Part
+    from stereo.nets.stereo_network import StereoNetwork
     from stereo.tasks import Task
 
 LOG = logging.getLogger(__name__)
@@ -104,31 +106,20 @@ def _relative() -> Task[Any]:
 def _build_fast_foundation_stereo(spec: ExperimentSpec) -> nn.Module:
     from stereo.nets.fast_foundation_stereo import FastFoundationStereo
 
-    network = FastFoundationStereo(spec.model)
-    if spec.train.activation_checkpoint:
-        network.checkpoint_activations()
-    return network
-
-
-def _fast_foundation_stereo_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    from stereo.nets.names import rename_fast_foundation_stereo
-
-    return rename_fast_foundation_stereo(state)
+    return _recomputing(FastFoundationStereo(spec.model), spec)
 
 
 def _build_foundation_stereo(spec: FoundationStereoExperiment) -> nn.Module:
     from stereo.nets.foundation_stereo import FoundationStereo
 
-    network = FoundationStereo(spec.model)
+    return _recomputing(FoundationStereo(spec.model), spec)
+
+
+def _recomputing(network: StereoNetwork, spec: ExperimentSpec) -> StereoNetwork:
+    """The network, with activation checkpointing where the spec asks for it."""
     if spec.train.activation_checkpoint:
         network.checkpoint_activations()
     return network
-
-
-def _foundation_stereo_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    from stereo.nets.names import rename_foundation_stereo
-
-    return rename_foundation_stereo(state)
 
 
 def _build_metric_depth(spec: MetricDepthExperiment) -> nn.Module:
@@ -138,62 +129,47 @@ def _build_metric_depth(spec: MetricDepthExperiment) -> nn.Module:
     return MetricDepthAnything(spec.model, max_depth=spec.dataset.max_depth, recompute=recompute)
 
 
-def _metric_depth_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    from stereo.nets.names import rename_metric_depth
-
-    return rename_metric_depth(state)
-
-
 def _build_relative_depth(spec: RelativeDepthExperiment) -> nn.Module:
     from stereo.nets.depth_anything_v2 import RelativeDepthAnything
 
     return RelativeDepthAnything(spec.model, recompute=spec.train.activation_checkpoint)
 
 
-def _relative_depth_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    from stereo.nets.names import rename_relative_depth
-
-    return rename_relative_depth(state)
-
-
 def _edgenext() -> Part:
     from stereo.checkpoints.load import Part
-    from stereo.nets.names import FEATURE, rename_edgenext
 
     return Part(
         "model.stereo_backbone.edgenext_pretrained_path",
         "an EdgeNeXt-small encoder",
-        FEATURE,
+        names.FEATURE,
         ("downsample_layers.", "stages."),
-        rename_edgenext,
+        names.rename_edgenext,
     )
 
 
 def _depth_anything() -> Part:
     from stereo.checkpoints.load import Part
-    from stereo.nets.names import rename_relative_depth
 
     return Part(
         "model.stereo_backbone.depth_anything_v2_pretrained_path",
         "a Depth Anything V2 network",
         "feature.dino.depth_anything.",
         ("pretrained.", "depth_head."),
-        rename_relative_depth,
+        names.rename_relative_depth,
     )
 
 
 def mono_encoder() -> tuple[Part, ...]:
     """The encoder of both monocular networks, from DINOv2 or from either of them."""
     from stereo.checkpoints.load import Part
-    from stereo.nets.names import MONO_ENCODER, rename_relative_depth
 
     return (
         Part(
             "model.mono_backbone.pretrained_path",
             "a DINOv2 encoder or a Depth Anything V2 network",
             "",
-            (MONO_ENCODER,),
-            rename_relative_depth,
+            (names.MONO_ENCODER,),
+            names.rename_relative_depth,
         ),
     )
 
@@ -223,7 +199,7 @@ MODELS: dict[str, ModelEntry] = {
             spec_class=FastFoundationStereoSpec,
             load_task=_stereo,
             build=_build_fast_foundation_stereo,
-            load_release=_fast_foundation_stereo_names,
+            load_release=names.rename_fast_foundation_stereo,
             release_faults=bp2_mismatches,
             stride=32,
             parts=lambda: (_edgenext(),),
@@ -234,7 +210,7 @@ MODELS: dict[str, ModelEntry] = {
             spec_class=FoundationStereoSpec,
             load_task=_stereo,
             build=_build_foundation_stereo,
-            load_release=_foundation_stereo_names,
+            load_release=names.rename_foundation_stereo,
             release_faults=lambda _spec: [],  # names and shapes show every difference
             stride=32,
             settle=_settle_foundation_stereo,
@@ -246,7 +222,7 @@ MODELS: dict[str, ModelEntry] = {
             spec_class=MetricDepthSpec,
             load_task=_metric,
             build=_build_metric_depth,
-            load_release=_metric_depth_names,
+            load_release=names.rename_metric_depth,
             release_faults=lambda _spec: [],  # names and shapes show every difference
             stride=14,
             parts=mono_encoder,
@@ -257,7 +233,7 @@ MODELS: dict[str, ModelEntry] = {
             spec_class=RelativeDepthSpec,
             load_task=_relative,
             build=_build_relative_depth,
-            load_release=_relative_depth_names,
+            load_release=names.rename_relative_depth,
             release_faults=lambda _spec: [],
             stride=14,
             parts=mono_encoder,

@@ -8,8 +8,10 @@ Names that are ours already pass unchanged, so the rules can always be applied.
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The first prefix that matches is replaced, once.
 Prefixes = tuple[tuple[re.Pattern[str], str], ...]
