@@ -232,6 +232,48 @@ def _mono(
     }
 
 
+def _mono_model(
+    *,
+    key: str,
+    model_type: str,
+    spec_class: type[experiment.ExperimentSpec],
+    limits: Mapping[str, Any],
+    weights: Sequence[str],
+    metrics: Mapping[str, Mapping[str, Any]],
+    dataset: str,
+) -> Model:
+    """Row of a monocular network; they differ in what they predict.
+
+    Args:
+        key: also the family.
+        model_type: the long name inside a spec.
+        spec_class: dataclass of an experiment.
+        limits: the settings of depth, which every verb repeats.
+        weights: keys of the weights to start from.
+        metrics: what is measured.
+        dataset: class of the images to predict.
+    """
+    return Model(
+        key=key,
+        model_type=model_type,
+        family=key,
+        spec_class=spec_class,
+        block={"encoder": "vitl"},
+        templates=_mono(dataset, limits, weights),
+        outputs=_MONO_OUTPUTS,
+        metrics=metrics,
+        objective="val/abs_rel",
+        parity_limits=_MONO_LIMITS,
+        default_dataset=dataset,
+        weight_keys=_TRAIN_WEIGHTS,
+        part_keys={_BACKBONE: ("model.encoder",)},
+        checkpoint_mb=_CHECKPOINT_MB,
+        seconds_per_epoch={"cpu": 6},
+        spec_params={"train": {_BACKBONE: "ptm"}},
+        shorthands={"depth_anything_ptm": _BACKBONE},
+    )
+
+
 MODELS: Mapping[str, Model] = {
     model.key: model
     for model in (
@@ -315,43 +357,23 @@ MODELS: Mapping[str, Model] = {
             spec_params={"train": {_DEPTH_ANYTHING: "ptm"}},
             shorthands={"depth_anything_ptm": _DEPTH_ANYTHING, "edgenext_ptm": _EDGENEXT},
         ),
-        Model(
+        _mono_model(
             key="mono_metric",
             model_type="MetricDepthAnything",
-            family="mono_metric",
             spec_class=MetricDepthExperiment,
-            block={"encoder": "vitl"},
-            templates=_mono("MetricMonoDataset", _METRIC_LIMITS, [_BACKBONE]),
-            outputs=_MONO_OUTPUTS,
+            limits=_METRIC_LIMITS,
+            weights=[_BACKBONE],
             metrics=experiment.MONO_METRICS,
-            objective="val/abs_rel",
-            parity_limits=_MONO_LIMITS,
-            default_dataset="MetricMonoDataset",
-            weight_keys=_TRAIN_WEIGHTS,
-            part_keys={_BACKBONE: ("model.encoder",)},
-            checkpoint_mb=_CHECKPOINT_MB,
-            seconds_per_epoch={"cpu": 6},
-            spec_params={"train": {_BACKBONE: "ptm"}},
-            shorthands={"depth_anything_ptm": _BACKBONE},
+            dataset="MetricMonoDataset",
         ),
-        Model(
+        _mono_model(
             key="mono_relative",
             model_type="RelativeDepthAnything",
-            family="mono_relative",
             spec_class=RelativeDepthExperiment,
-            block={"encoder": "vitl"},
-            templates=_mono("RelativeMonoDataset", _NO_LIMITS, [_TRAIN_WEIGHTS[0], _BACKBONE]),
-            outputs=_MONO_OUTPUTS,
+            limits=_NO_LIMITS,
+            weights=[_TRAIN_WEIGHTS[0], _BACKBONE],
             metrics=experiment.RELATIVE_METRICS,
-            objective="val/abs_rel",
-            parity_limits=_MONO_LIMITS,
-            default_dataset="RelativeMonoDataset",
-            weight_keys=_TRAIN_WEIGHTS,
-            part_keys={_BACKBONE: ("model.encoder",)},
-            checkpoint_mb=_CHECKPOINT_MB,
-            seconds_per_epoch={"cpu": 6},
-            spec_params={"train": {_BACKBONE: "ptm"}},
-            shorthands={"depth_anything_ptm": _BACKBONE},
+            dataset="RelativeMonoDataset",
         ),
     )
 }
