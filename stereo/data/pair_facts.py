@@ -15,7 +15,7 @@ import numpy as np
 
 from stereo.data.consistency import ROWS, Explanation, explain, photo_errors
 from stereo.data.datasets import StereoFormat, StereoSample
-from stereo.data.sample_facts import SampleFacts, of_samples
+from stereo.data.sample_facts import SampleFacts, known_and_outside, of_samples, usable_share
 
 _MANY_ABOVE = 0.05  # share of the truth at or above the limit that is warned about
 _FEW_VALID = 0.01  # share of the pixels, of dense truth
@@ -147,16 +147,15 @@ def offset_text(offsets: Sequence[float]) -> str:
 
 def _amount(facts: Sequence[PairFacts], limit: float, few: float) -> list[str]:
     """Warnings about too little usable truth, a share, and about truth beyond the limit."""
-    with_truth = [fact for fact in facts if fact.row.disparity is not None]
-    known, above = sum(fact.known for fact in facts), sum(fact.outside for fact in facts)
+    known, above = known_and_outside(facts)
     warnings: list[str] = []
     if above > _MANY_ABOVE * known:
         warnings.append(
             f"{_above(facts, limit)}. Raise dataset.max_disparity and model.max_disparity, or "
             "check the encoding"
         )
-    valid = (known - above) / max(1, sum(fact.pixels for fact in with_truth))
-    if with_truth and valid < few:
+    valid = usable_share(facts)
+    if valid is not None and valid < few:
         warnings.append(
             f"only {100 * valid:.2g} % of the pixels have usable truth (known, above 0 and below "
             f"{limit:g} px). Check dataset_name (the encoding), masks and max_disparity"
@@ -166,12 +165,12 @@ def _amount(facts: Sequence[PairFacts], limit: float, few: float) -> list[str]:
 
 def notes_of(facts: Sequence[PairFacts], limit: float) -> list[str]:
     """What is worth knowing about the measured pairs of a source, without being a doubt."""
-    known, above = sum(fact.known for fact in facts), sum(fact.outside for fact in facts)
+    known, above = known_and_outside(facts)
     return [_above(facts, limit)] if 0 < above <= _MANY_ABOVE * known else []
 
 
 def _above(facts: Sequence[PairFacts], limit: float) -> str:
-    known, above = sum(fact.known for fact in facts), sum(fact.outside for fact in facts)
+    known, above = known_and_outside(facts)
     highest = max(fact.truth[1] for fact in facts if fact.truth is not None)
     return (
         f"{100 * above / known:.3g} % of the truth is at or above max_disparity {limit:g} px and "

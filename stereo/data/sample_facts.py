@@ -85,12 +85,11 @@ def image_warnings(facts: Sequence[ImageFacts], prepare: Preparation) -> list[st
         some = of_samples(millimetres, facts, prepare.samples)
         reader = millimetres[0].reader
         warnings.append(f"the truth looks like millimetres in {some}. Use dataset_name {reader}")
-    known, outside = sum(fact.known for fact in facts), sum(fact.outside for fact in facts)
+    known, outside = known_and_outside(facts)
     if outside > _MANY_OUTSIDE * known:
         warnings.append(f"{_outside(facts, prepare)}. {_remedy(prepare)}")
-    with_truth = sum(fact.pixels for fact in facts if fact.row.disparity is not None)
-    usable = (known - outside) / max(1, with_truth)
-    if with_truth and usable < _FEW_USABLE:
+    usable = usable_share(facts)
+    if usable is not None and usable < _FEW_USABLE:
         warnings.append(
             f"only {100 * usable:.2g} % of the pixels have usable truth (known, "
             f"{prepare.usable_words}). {_remedy(prepare)}"
@@ -100,7 +99,7 @@ def image_warnings(facts: Sequence[ImageFacts], prepare: Preparation) -> list[st
 
 def image_notes(facts: Sequence[ImageFacts], prepare: Preparation) -> list[str]:
     """What is worth knowing about the measured images of a source, without being a doubt."""
-    known, outside = sum(fact.known for fact in facts), sum(fact.outside for fact in facts)
+    known, outside = known_and_outside(facts)
     return [_outside(facts, prepare)] if 0 < outside <= _MANY_OUTSIDE * known else []
 
 
@@ -109,8 +108,20 @@ def of_samples(some: Sequence[SampleFacts], every: Sequence[SampleFacts], sample
     return f"{len(some)} of {len(every)} {samples} (first {some[0].row.where})"
 
 
+def known_and_outside(facts: Sequence[SampleFacts]) -> tuple[int, int]:
+    """Pixels with known truth, and those of them that count nowhere."""
+    return sum(fact.known for fact in facts), sum(fact.outside for fact in facts)
+
+
+def usable_share(facts: Sequence[SampleFacts]) -> float | None:
+    """Share of the pixels of the samples with truth whose truth counts; None without any."""
+    pixels = sum(fact.pixels for fact in facts if fact.row.disparity is not None)
+    known, outside = known_and_outside(facts)
+    return (known - outside) / pixels if pixels else None
+
+
 def _outside(facts: Sequence[ImageFacts], prepare: Preparation) -> str:
-    known, outside = sum(fact.known for fact in facts), sum(fact.outside for fact in facts)
+    known, outside = known_and_outside(facts)
     ranges = [fact.truth for fact in facts if fact.truth is not None]
     least, greatest = min(low for low, _ in ranges), max(high for _, high in ranges)
     return (
