@@ -29,6 +29,7 @@ from automl.errors import AutoMLError, NoResultError, PromotionError, TrainableE
 from automl.events import BUNDLE_FORMAT_VERSION
 from automl.gain import gain
 from automl.promote.isolated import ActionProcess, Outcome
+from automl.promote.model_card import model_card
 from automl.store import Study, TrialRecord, code_version
 from automl.study_spec import get_path, merge, set_path
 
@@ -85,6 +86,7 @@ class Step:
         sets: values it puts into the spec, by dotted path.
         copies: path of the spec -> path whose value it takes, where the spec has one.
         applies: whether it is part of this promotion.
+        missing: what its files lack, in words; empty when they are as expected.
     """
 
     name: str
@@ -95,6 +97,20 @@ class Step:
     sets: Callable[[Materials], dict[str, Any]] = lambda _: {}
     copies: Mapping[str, str] = field(default_factory=dict[str, str])
     applies: Callable[[Materials], bool] = lambda _: True
+    missing: Callable[[Materials, Mapping[str, Path]], str] = lambda _materials, _files: ""
+
+
+def _missing_pictures(materials: Materials, files: Mapping[str, Path]) -> str:
+    """Each of the first validation samples has a prediction."""
+    wanted = min(SAMPLES, int(materials.metrics["check"]["samples_val"]))
+    items = _listed(files["pictures"]) if "pictures" in files else []
+    made = sum((files["pictures"].parent / item["prediction"]).is_file() for item in items)
+    return "" if made == wanted else f"{made} predictions of {wanted} samples"
+
+
+def _listed(file: Path) -> list[dict[str, Any]]:
+    """What `pictures.json` says of each sample."""
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _export_values(materials: Materials) -> dict[str, Any]:
@@ -125,6 +141,15 @@ STEPS = (
         "score the best trial's checkpoint on all validation data",
         needs=("checkpoint",),
         sets=_scores("checkpoint"),
+    ),
+    Step(
+        "inference",
+        "pictures",
+        "predict the first validation samples with the best trial's checkpoint",
+        needs=("checkpoint",),
+        gives={"pictures": "pictures"},
+        sets=_scores("checkpoint"),
+        missing=_missing_pictures,
     ),
     Step(
         "evaluate_at_engine_size",
@@ -159,6 +184,15 @@ STEPS = (
         sets=lambda materials: {"gen_trt_engine.onnx_file": str(materials.files["graph"])},
     ),
     Step(
+        "trt_inference",
+        "pictures",
+        "predict the same samples with the engine",
+        needs=("engine", "graph"),
+        gives={"pictures": "engine_pictures"},
+        sets=_scores("engine"),
+        missing=_missing_pictures,
+    ),
+    Step(
         "trt_evaluate",
         "evaluate",
         "score the engine on the same data",
@@ -168,26 +202,24 @@ STEPS = (
     Step(
         "pictures_baseline",
         "pictures",
-        "draw the first validation samples as trial 0 sees them",
+        "predict the same samples with the checkpoint of trial 0",
         needs=("baseline_checkpoint",),
         sets=_scores("baseline_checkpoint"),
         applies=lambda materials: "baseline_checkpoint" in materials.files,
-    ),
-    Step(
-        "pictures_best",
-        "pictures",
-        "draw the same samples as the best trial sees them",
-        needs=("checkpoint",),
-        sets=_scores("checkpoint"),
     ),
 )
 BUNDLE_STEP = "bundle"
 STEP_NAMES = (*(step.name for step in STEPS), BUNDLE_STEP)
 STEP_SENTENCES = (
     *((step.name, step.does) for step in STEPS),
-    (BUNDLE_STEP, "copy checkpoint, graph and engine with hashes, scores and versions"),
+    (BUNDLE_STEP, "copy checkpoint, graph, engine and pictures with hashes; write the model card"),
 )
-PICTURE_DIRECTORIES = {"pictures_baseline": "baseline", "pictures_best": "best"}
+PICTURE_DIRECTORIES = {
+    "pictures_baseline": "baseline",
+    "inference": "best",
+    "trt_inference": "engine",
+}
+SAMPLES = 4  # that are drawn: `pictures` of the trainer
 
 
 @dataclass(frozen=True)
@@ -373,7 +405,7 @@ class _Promotion:
             if not path.is_relative_to(directory.resolve())
         }
         outcome = self.process.run(step.action, spec, directory)
-        problem = _problem_of(step, outcome)
+        problem = _problem_of(step, outcome, self.materials)
         self.study.append(
             {
                 "kind": "promotion_step",
@@ -496,9 +528,11 @@ class _Promotion:
             "limits": {"precision": precision, **limits},
             "backends": {role: self.backends[name] for role, name in self._scored().items()},
             "files": self._copy(partial, spec),
+            "pictures": self._copy_pictures(partial),
             "versions": dict(_versions()),
             "spec": spec,
         }
+        content["files"]["model_card"] = self._write_card(partial, content)
         _write_text(partial / "bundle.json", json.dumps(content, indent=2, default=str) + "\n")
         _exchange(partial, directory)
         self.study.append(
@@ -554,16 +588,50 @@ class _Promotion:
             source = self.materials.files.get(role)
             if source is None:
                 continue
-            copy = target / ("checkpoint" + source.suffix if role == "checkpoint" else source.name)
-            shutil.copyfile(source, copy)
-            if _digest(copy) != self._sha256(source):
-                raise PromotionError(
-                    f"{copy}: the copy differs from {source}. Check the disk and promote again"
-                )
-            files[role] = _describe(copy)
+            name = "checkpoint" + source.suffix if role == "checkpoint" else source.name
+            files[role] = self._copied(source, target, name)
         _write_text(target / "spec.yaml", yaml.safe_dump(dict(spec), sort_keys=False))
-        files["spec"] = _describe(target / "spec.yaml")
+        files["spec"] = _describe(target, "spec.yaml")
         return files
+
+    def _copied(self, source: Path, target: Path, name: str) -> dict[str, Any]:
+        copy = target / name
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, copy)
+        if _digest(copy) != self._sha256(source):
+            raise PromotionError(
+                f"{copy}: the copy differs from {source}. Check the disk and promote again"
+            )
+        return _describe(target, name)
+
+    def _copy_pictures(self, target: Path) -> list[dict[str, Any]]:
+        """Copy the pictures of every sample: what the checkpoint made of it, and the engine."""
+        roles: dict[str, tuple[str, ...]] = {
+            "pictures": ("image", "truth", "prediction", "error"),
+            "engine_pictures": ("prediction",),
+        }
+        copies: list[dict[str, Any]] = []
+        for role, kinds in roles.items():
+            listed = self.materials.files.get(role)
+            for item in _listed(listed) if listed else ():
+                for kind in kinds:
+                    source = cast("Path", listed).parent / item[kind]
+                    who = "engine_" if role == "engine_pictures" else ""
+                    name = f"pictures/{who}{source.name}"
+                    title = f"{item['name']}: {who.replace('_', ' ')}{kind}"
+                    copies.append({"title": title, **self._copied(source, target, name)})
+        return copies
+
+    def _write_card(self, target: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+        sidecar = self.materials.files.get("graph_sidecar")
+        card = model_card(
+            content,
+            facts=self.model,
+            counts=self.materials.metrics["check"],
+            sidecar=json.loads(sidecar.read_text(encoding="utf-8")) if sidecar else {},
+        )
+        _write_text(target / "model_card.md", card)
+        return _describe(target, "model_card.md")
 
 
 def _model_facts(trainable: str, model: str) -> dict[str, Any]:
@@ -587,7 +655,7 @@ def _final_checkpoint(study: Study, trial: TrialRecord) -> Path:
     return trial.checkpoint
 
 
-def _problem_of(step: Step, outcome: Outcome) -> str:
+def _problem_of(step: Step, outcome: Outcome, materials: Materials) -> str:
     """Why an outcome does not count as success; empty when it does."""
     if outcome.status != Status.OK:
         return f"{outcome.status}: {outcome.detail}"
@@ -596,7 +664,9 @@ def _problem_of(step: Step, outcome: Outcome) -> str:
         return f"not finite: {', '.join(wrong)}"
     missing = [role for role in step.gives if role not in outcome.artifacts]
     missing = [role for role in missing if role != "sidecar"]
-    return f"the trainer left no {', '.join(missing)}" if missing else ""
+    if missing:
+        return f"the trainer left no {', '.join(missing)}"
+    return step.missing(materials, outcome.artifacts)
 
 
 def _backend(files: Mapping[str, Path], detail: str) -> str:
@@ -646,8 +716,9 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _describe(path: Path) -> dict[str, Any]:
-    return {"path": path.name, "sha256": _digest(path), "bytes": path.stat().st_size}
+def _describe(directory: Path, name: str) -> dict[str, Any]:
+    path = directory / name
+    return {"path": name, "sha256": _digest(path), "bytes": path.stat().st_size}
 
 
 def _write_text(path: Path, text: str) -> None:

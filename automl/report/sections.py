@@ -362,7 +362,7 @@ def pictures(study: Study) -> Html:
     shown = gallery(study)
     if not shown:
         return tag("p", "No pictures: they are drawn when the best trial is promoted.")
-    step = study.promotion.get("pictures_best", {})
+    step = study.promotion.get("inference", {})
     trial = f" (trial {step['trial']})" if "trial" in step else ""
     return join(
         [

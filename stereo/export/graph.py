@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from stereo.engines import base
 from stereo.engines.ort import GraphEngine
 from stereo.errors import EngineError, OutputExistsError
+from stereo.export.example import example
 from stereo.export.parity import Difference, compare
 from stereo.files import sha256, write_bytes
 from stereo.nets.folding import fold_norms
@@ -112,7 +113,8 @@ def export_graph(
     tell("comparing ONNX Runtime with PyTorch")
     difference = _check(task, content, images, expected, onnx_file)
     write_bytes(onnx_file, content)
-    base.write_sidecar(onnx_file, _facts(task, spec, model, difference, checkpoint))
+    facts = _facts(task, spec, model, difference, checkpoint)
+    base.write_sidecar(onnx_file, {**facts, "example": example(task, onnx_file, facts)})
     return GraphInfo(
         path=onnx_file,
         sidecar=base.sidecar_path(onnx_file),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -84,15 +85,67 @@ def test_the_best_trial_becomes_a_verified_bundle(tmp_path: Path) -> None:
     assert content["metrics"]["epe"]["unit"] == "px"
     assert set(content["files"]) == {
         "checkpoint", "graph", "graph_sidecar", "engine", "engine_sidecar", "spec",
+        "model_card",
     }  # fmt: skip
     for facts in content["files"].values():
         copy = bundle.directory / facts["path"]
         assert copy.stat().st_size == facts["bytes"]
     assert "engine.bin" in content["backends"]["engine"]
     assert content["backends"]["checkpoint"] != content["backends"]["graph"]
-    for role in ("baseline", "best"):
+    for role in ("baseline", "best", "engine"):
         assert (study.directory / "pictures" / role / "pictures.json").is_file()
     assert not (study.directory / "bundle.partial").exists()
+
+
+def test_the_bundle_shows_its_samples_and_says_what_it_is(tmp_path: Path) -> None:
+    bundle = promote(make_study(tmp_path, limits={"epe": 0.04}), NAME).directory
+    assert bundle is not None
+    content = json.loads((bundle / "bundle.json").read_text())
+    assert len(content["pictures"]) == 4 * 4 + 4, "of the engine only what it predicts"
+    for item in content["pictures"]:
+        file = bundle / item["path"]
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == item["sha256"]
+    card = (bundle / "model_card.md").read_text()
+    for words in (
+        "# Model card: study",
+        "trial 1 of the study `study`",
+        "`train.flip` 0.3",
+        "**Accepted**",
+        "- Training data: Numbers `",
+        "(4 samples)",
+        "- Started from fresh weights",
+        "3 epochs",
+        "| epe |",
+        "Allowed difference to the checkpoint: epe 0.04",
+        "![pair 0: prediction](pictures/0_prediction.png)",
+        "![pair 3: engine prediction](pictures/engine_3_prediction.png)",
+        content["files"]["engine"]["sha256"],
+    ):
+        assert words in card
+    assert "## Run it" not in card, "the trainer gives no program"
+
+
+def test_the_card_of_a_rejected_bundle_says_so(tmp_path: Path) -> None:
+    bundle = promote(make_study(tmp_path, {"engine_shift": 0.06}), NAME).directory
+    assert bundle is not None
+    card = (bundle / "model_card.md").read_text()
+    assert "**Rejected**: epe: engine" in card
+    assert "**Accepted**" not in card
+
+
+class Blind(Quadratic):
+    """Loses one prediction."""
+
+    def run(self, action: str, spec: Any, results_dir: Path, report: Any = None) -> Any:
+        result = super().run(action, spec, results_dir, report)
+        if action == "pictures":
+            (results_dir / "2_prediction.png").unlink()
+        return result
+
+
+def test_inference_counts_its_outputs(tmp_path: Path) -> None:
+    with pytest.raises(PromotionError, match=r"step inference .*: 3 predictions of 4 samples"):
+        promote(make_study(tmp_path), "tests.automl.test_promote:Blind")
 
 
 def test_a_step_with_unchanged_inputs_is_kept(tmp_path: Path) -> None:
@@ -200,10 +253,10 @@ def test_parts_of_the_chain_can_be_chosen(tmp_path: Path) -> None:
     study = make_study(tmp_path)
 
     assert promote(study, NAME, to="export").directory is None
-    assert statuses(study) == ["check", "evaluate", "export"]
+    assert statuses(study) == ["check", "evaluate", "inference", "export"]
 
     promote(study, NAME, only="graph_evaluate")
-    assert statuses(study)[3:] == ["graph_evaluate"]
+    assert statuses(study)[4:] == ["graph_evaluate"]
 
     assert promote(study, NAME, from_="gen_trt_engine").accepted
 

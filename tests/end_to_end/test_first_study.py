@@ -9,12 +9,17 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import yaml
 
@@ -65,6 +70,12 @@ class Done:
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def hashes_of(bundle: Path) -> dict[str, str]:
+    """Of every file but bundle.json, which holds times."""
+    files = [file for file in bundle.rglob("*") if file.is_file() and file.name != "bundle.json"]
+    return {str(file.relative_to(bundle)): sha256(file) for file in files}
 
 
 def metadata_hashes() -> dict[str, str]:
@@ -190,6 +201,40 @@ def test_the_hashes_of_the_bundle_hold(done: Done) -> None:
     assert scores["native"] == pytest.approx(done.study.value(best), rel=1e-4)
 
 
+def test_the_program_on_the_model_card_runs_as_printed(done: Done, tmp_path: Path) -> None:
+    bundle = done.copy_of_bundle(tmp_path / "bundle")
+    card = (bundle / "model_card.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)\n```", card, re.DOTALL)
+    assert len(program.splitlines()) == 10
+    (bundle / "run.py").write_text(program)
+    first = next(line for line in done.place.val.read_text().splitlines() if line.strip())
+    left, right, *_ = (str(done.place.val.parent / name) for name in first.split())
+    command = [sys.executable, "-I", "run.py", left, right]
+    subprocess.run(command, cwd=bundle, check=True, capture_output=True)
+    disparity = np.load(bundle / "disparity.npy")
+    assert disparity.shape == cv2.imread(left).shape[:2]
+    assert np.isfinite(disparity).all()
+    assert len(done.bundle["pictures"]) == 5 * min(4, len(lines_of(done.place.val)))
+
+
+def lines_of(file: Path) -> list[str]:
+    return [line for line in file.read_text().splitlines() if line.strip()]
+
+
+def test_inference_takes_a_bundle_as_it_is(done: Done) -> None:
+    bundle = done.directory / "bundle"
+    source = {"dataset_name": "GenericDataset", "data_file": str(done.place.val)}
+    code, output = done.place.depth_net(
+        "inference", "-e", str(bundle / "spec.yaml"), "--set-from", str(bundle),
+        "results_dir=from_bundle", f"dataset.infer_dataset.data_sources={json.dumps([source])}",
+        "inference.save_raw_pfm=true",
+    )  # fmt: skip
+    assert code == 0, output
+    made = list((done.place.root / "from_bundle").rglob("*.pfm"))
+    assert len(made) == len(lines_of(done.place.val))
+    assert done.bundle["backends"]["engine"] in output
+
+
 def test_every_table_names_its_backends(done: Done) -> None:
     backends = done.bundle["backends"]
     assert backends["checkpoint"].startswith("PyTorch")
@@ -279,13 +324,13 @@ def test_other_processes_read_the_study(done: Done) -> None:
 
 def test_the_same_command_again_does_nothing_new(done: Done) -> None:
     bundle = done.directory / "bundle"
-    hashes = {file.name: sha256(file) for file in bundle.iterdir() if file.name != "bundle.json"}
+    hashes = hashes_of(bundle)
     count = len(done.study.events)
 
     code, output = done.place.automl("study", "first.yaml")
 
     assert code == 0, output
-    assert {f.name: sha256(f) for f in bundle.iterdir() if f.name != "bundle.json"} == hashes
+    assert hashes_of(bundle) == hashes
     new = read_study(done.directory).events[count:]
     work = [event for event in new if event["kind"] in ("trial_started", "epoch", "trial_ended")]
     assert work == []
