@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from stereo.nets import winograd
 from stereo.nets.recompute import announce, recomputable
 
 Norm = Callable[[int], nn.Module]
@@ -474,13 +475,39 @@ class FeatureGate(nn.Module):
         return recomputable(torch.mul, volume, gate)
 
 
+def tiled(weight: Tensor) -> Tensor | None:
+    """Return a kernel as `winograd.convolve` takes it; None where that would not be faster.
+
+    Transforming it takes a while: it is meant for those who convolve with it many times.
+    """
+    if not runs_eagerly_on_cpu(weight) or torch.is_autocast_enabled("cpu"):
+        return None
+    if weight.shape[2:] != (3, 3) or min(weight.shape[:2]) < winograd.MIN_CHANNELS:
+        return None
+    return winograd.transformed(weight)
+
+
 def conv_of_parts(
-    parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None, padding: int = 0
+    parts: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    tiles: Tensor | None = None,
 ) -> Tensor:
-    """Convolve maps (B, C_i, H, W) that are concatenated along their channels.
+    """Convolve maps (B, C_i, H, W) that are concatenated along their channels, at unchanged size.
 
     For the backward pass the parts are kept, which others keep anyway, and not a copy of them.
+
+    Args:
+        parts: the maps.
+        weight: (N, C, k, k).
+        bias: (N,).
+        tiles: `tiled(weight)`.
     """
+    padding = weight.shape[-1] // 2
+    if tiles is not None and all(size % 2 == 0 for size in spatial_shape(parts[0])):
+        return winograd.convolve(parts, tiles, bias)
+    if len(parts) == 1:
+        return F.conv2d(parts[0], weight, bias, padding=padding)
     if torch.is_grad_enabled() and runs_eagerly_on_cpu(weight):
         return _ConvOfPartsFunction.apply(weight, bias, padding, *parts)
     return F.conv2d(torch.cat(list(parts), dim=1), weight, bias, padding=padding)
@@ -490,9 +517,9 @@ class PartsConv2d(nn.Conv2d):
     """A convolution of maps that are concatenated along their channels (`conv_of_parts`)."""
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, input: Sequence[Tensor]
+        self, input: Sequence[Tensor], tiles: Tensor | None = None
     ) -> Tensor:
-        return conv_of_parts(input, self.weight, self.bias, self.kernel_size[0] // 2)
+        return conv_of_parts(input, self.weight, self.bias, tiles)
 
 
 class _ConvOfPartsFunction(torch.autograd.Function):

@@ -5,7 +5,8 @@ State-dict names follow the released checkpoints (`gru04` is the level at 1/4). 
 from fine to coarse.
 
 Work that does not change between iterations is done once, in `UpdateBlock.prepare`: the part of the
-first GRU convolution that sees the context features, and weights that are merged or reordered.
+first GRU convolution that sees the context features, and weights that are merged, reordered or
+transformed.
 
 Source: Selective-Stereo, Wang et al., CVPR 2024 (small and large kernel cells mixed by an attention
 map); the loop is that of RAFT-Stereo, Lipson et al., 3DV 2021.
@@ -26,6 +27,7 @@ from stereo.nets.blocks import (
     channels_last,
     conv_of_parts,
     spatial_shape,
+    tiled,
 )
 from stereo.nets.cost_volume import channel_order, lookup_channels
 from stereo.nets.recompute import join, recomputable
@@ -33,10 +35,18 @@ from stereo.nets.sampling import resize
 
 
 class Kernel(NamedTuple):
-    """Weight and bias of a convolution."""
+    """Weight and bias of a convolution; `tiles` is the weight as `tiled` returns it."""
 
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
+    tiles: Tensor | None
+
+
+class PreparedCell(NamedTuple):
+    """What all iterations of one forward pass share in one cell."""
+
+    gates: Kernel  # of update and reset gate
+    candidate: Tensor | None  # tiles of `convq`
 
 
 class PreparedLevel(NamedTuple):
@@ -45,15 +55,24 @@ class PreparedLevel(NamedTuple):
     context: (
         Tensor  # (B, gating width, h, w): share of the context features in the first convolution
     )
-    inputs: Tensor  # weight of the first convolution for the other inputs
-    small: Kernel  # update and reset gate of the 1x1 cell
-    large: Kernel  # update and reset gate of the 3x3 cell
+    inputs: Kernel  # of the first convolution for the other inputs
+    features: Tensor | None  # tiles of `conv1`
+    small: PreparedCell
+    large: PreparedCell
+
+
+class PreparedMotion(NamedTuple):
+    """What all iterations of one forward pass share in the motion encoder."""
+
+    geometry: Tensor  # weight of the lookup's 1x1 convolution, in the lookup's channel order
+    mixed: Tensor | None  # tiles of `convc2`
+    final: Tensor | None  # tiles of `conv`
 
 
 class Prepared(NamedTuple):
     """What all iterations of one forward pass share."""
 
-    geometry: Tensor  # weight of the lookup's 1x1 convolution, in the lookup's channel order
+    motion: PreparedMotion
     levels: list[PreparedLevel]
 
 
@@ -67,24 +86,28 @@ class MotionEncoder(nn.Module):
         shape = {"channels": volume_dim, "levels": levels, "radius": radius}
         correlation, mixed, disparity, disparity_mixed = widths
         self.convc1 = nn.Conv2d(lookup_channels(**shape), correlation, 1)
-        self.convc2 = nn.Conv2d(correlation, mixed, 3, padding=1)
+        self.convc2 = PartsConv2d(correlation, mixed, 3, padding=1)
         self.convd1 = nn.Conv2d(1, disparity, 7, padding=3)
         self.convd2 = nn.Conv2d(disparity, disparity_mixed, 3, padding=1)
         self.conv = PartsConv2d(mixed + disparity_mixed, final, 3, padding=1)
         self.order: Tensor
         self.register_buffer("order", channel_order(**shape), persistent=False)
 
-    def geometry_weight(self) -> Tensor:
-        """Weight of `convc1` in the channel order of the lookup."""
-        return self.convc1.weight[:, self.order]
+    def prepare(self) -> PreparedMotion:
+        """Compute what does not change between iterations."""
+        return PreparedMotion(
+            geometry=self.convc1.weight[:, self.order],
+            mixed=tiled(self.convc2.weight),
+            final=tiled(self.conv.weight),
+        )
 
-    def forward(self, geometry: Tensor, disparity: Tensor, weight: Tensor) -> Tensor:
-        correlation = F.relu(F.conv2d(geometry, weight, self.convc1.bias))
-        correlation = F.relu(self.convc2(correlation))
+    def forward(self, geometry: Tensor, disparity: Tensor, prepared: PreparedMotion) -> Tensor:
+        correlation = F.relu(F.conv2d(geometry, prepared.geometry, self.convc1.bias))
+        correlation = F.relu(self.convc2((correlation,), prepared.mixed))
         # A map of one channel has no layout of its own: what is made from it gets the default one.
         motion = channels_last(F.relu(self.convd1(disparity)))
         motion = F.relu(self.convd2(motion))
-        motion = F.relu(self.conv((correlation, motion)))
+        motion = F.relu(self.conv((correlation, motion), prepared.final))
         return recomputable(_joined, motion, disparity)
 
 
@@ -102,17 +125,30 @@ class ConvGRUCell(nn.Module):
         self.convr = nn.Conv2d(gate_in, hidden, kernel_size, padding=self.padding)
         self.convq = PartsConv2d(candidate_in, hidden, kernel_size, padding=self.padding)
 
-    def gates(self) -> Kernel:
-        """Update and reset gate as one convolution."""
-        both = (self.convz, self.convr)
-        weight, bias = (torch.cat([getattr(conv, key) for conv in both]) for key in Kernel._fields)
-        return Kernel(weight, bias)
+    def prepare(self) -> PreparedCell:
+        """Compute what does not change between iterations; the gates as one convolution."""
+        weight, bias = (
+            torch.cat([getattr(conv, key) for conv in (self.convz, self.convr)])
+            for key in ("weight", "bias")
+        )
+        return PreparedCell(Kernel(weight, bias, tiled(weight)), tiled(self.convq.weight))
 
-    def forward(self, state: Tensor, x: Tensor, features: Tensor, gates: Kernel) -> Tensor:
-        both = torch.sigmoid(F.conv2d(features, *gates, padding=self.padding))
+    def forward(self, state: Tensor, x: Tensor, features: Tensor, prepared: PreparedCell) -> Tensor:
+        both = torch.sigmoid(conv_of_parts((features,), *prepared.gates))
         update, reset = both.chunk(2, dim=1)
-        candidate = torch.tanh(self.convq((recomputable(torch.mul, reset, state), x)))
+        parts = recomputable(torch.mul, reset, state), x
+        candidate = torch.tanh(self.convq(parts, prepared.candidate))
         return recomputable(torch.lerp, state, candidate, update)
+
+
+class FeaturesConv(nn.Sequential):
+    """The convolution that both cells see, and its ReLU."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, input: Sequence[Tensor], tiles: Tensor | None
+    ) -> Tensor:
+        conv, activation = self
+        return activation(conv(input, tiles))
 
 
 class SelectiveConvGRU(nn.Module):
@@ -133,18 +169,22 @@ class SelectiveConvGRU(nn.Module):
         x, features = gating or (total, total + hidden)
         self.context = context
         self.conv0 = nn.ModuleList([nn.Conv2d(total, x, 3, padding=1)])
-        self.conv1 = nn.Sequential(PartsConv2d(x + hidden, features, 3, padding=1), nn.ReLU())
+        self.conv1 = FeaturesConv(PartsConv2d(x + hidden, features, 3, padding=1), nn.ReLU())
         self.small_gru = ConvGRUCell(features, x + hidden, hidden, 1)
         self.large_gru = ConvGRUCell(features, x + hidden, hidden, 3)
 
     def prepare(self, context: Tensor) -> PreparedLevel:
         """Compute what does not change between iterations from the context features."""
-        weight, bias = Kernel(**dict(self.conv0[0].named_parameters()))
+        first, second = self.conv0[0], self.conv1[0]
+        assert isinstance(first, nn.Conv2d)
+        assert isinstance(second, nn.Conv2d)
+        shared, inputs = first.weight[:, : self.context], first.weight[:, self.context :]
         return PreparedLevel(
-            context=F.conv2d(context, weight[:, : self.context], bias, padding=1),
-            inputs=weight[:, self.context :],
-            small=self.small_gru.gates(),
-            large=self.large_gru.gates(),
+            context=F.conv2d(context, shared, first.bias, padding=1),
+            inputs=Kernel(inputs, None, tiled(inputs)),
+            features=tiled(second.weight),
+            small=self.small_gru.prepare(),
+            large=self.large_gru.prepare(),
         )
 
     def forward(
@@ -154,8 +194,9 @@ class SelectiveConvGRU(nn.Module):
         attention: Tensor,
         prepared: PreparedLevel,
     ) -> Tensor:
-        x = F.relu(conv_of_parts(inputs, prepared.inputs, None, padding=1) + prepared.context)
-        features = self.conv1((x, state))
+        own = conv_of_parts(inputs, *prepared.inputs)
+        x = F.relu(own + prepared.context)
+        features = self.conv1((x, state), prepared.features)
         small = self.small_gru(state, x, features, prepared.small)
         large = self.large_gru(state, x, features, prepared.large)
         return torch.lerp(large, small, attention)
@@ -231,7 +272,7 @@ class UpdateBlock(nn.Module):
             self._level(name).prepare(context)
             for name, context in zip(self.names, contexts, strict=True)
         ]
-        return Prepared(self.encoder.geometry_weight(), levels)
+        return Prepared(self.encoder.prepare(), levels)
 
     def _level(self, name: str) -> SelectiveConvGRU:
         level = self.get_submodule(name)
@@ -252,7 +293,7 @@ class UpdateBlock(nn.Module):
             if index:
                 inputs = [F.avg_pool2d(updated[index - 1], 3, stride=2, padding=1)]
             else:
-                inputs = [self.encoder(geometry, disparity, prepared.geometry)]
+                inputs = [self.encoder(geometry, disparity, prepared.motion)]
             if index + 1 < len(updated):
                 inputs.append(resize(updated[index + 1], spatial_shape(state)))
             level = self._level(self.names[index])
