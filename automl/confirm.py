@@ -24,7 +24,6 @@ def confirm(
     trainable: str,
     *,
     live: Callable[[Mapping[str, Any]], None] | None = None,
-    address: str | None = None,
 ) -> None:
     """Run or resume the repetitions that the study asks for.
 
@@ -32,7 +31,6 @@ def confirm(
         study: opened for writing, its search ended.
         trainable: name of the trainer.
         live: sees every event after it was recorded.
-        address: `HOST:PORT` of a running Ray cluster.
 
     Raises:
         AutoMLError: the study cannot go on (full disk, Ray broke).
@@ -40,14 +38,14 @@ def confirm(
     """
     driver = ConfirmDriver(study, trainable, live)
     if driver.has_work():
-        run_driver(driver, address)
+        run_driver(driver)
 
 
 class ConfirmDriver(Driver):
     """The driver of the repetitions."""
 
     word = "confirmation"
-    events = ("confirm_started", "confirm_epoch", "confirm_ended", "run")
+    events = ("confirm_started", "confirm_epoch", "confirm_ended", "confirm_placed", "run")
     failures_in_a_row = None  # a spec that fails again and again is a result here
 
     def __init__(

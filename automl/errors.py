@@ -4,6 +4,7 @@
     ├── StudySpecError       exit 2  the study file, an override, an option (all mistakes together)
     ├── SchemaError          exit 2  a schema or model.json of the trainer
     ├── TrainableError       exit 2  the trainer is not installed or breaks the contract
+    ├── ClusterError         exit 2  the Ray cluster is not there, or its nodes cannot run trials
     ├── StoreError           exit 1  the study's files: full disk
     │   ├── UnreadableError  exit 2  they are damaged, of a newer release, or not there
     │   └── StudyLockedError exit 2  another driver owns the study, or it was created differently
@@ -59,6 +60,12 @@ class SchemaError(AutoMLError):
 
 class TrainableError(AutoMLError):
     """A trainer that cannot be found, or that breaks the contract."""
+
+    exit_code = 2
+
+
+class ClusterError(AutoMLError):
+    """The Ray cluster of `address` is not there, or a node of it cannot run the study's trials."""
 
     exit_code = 2
 

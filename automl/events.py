@@ -7,8 +7,10 @@ The first event is `study_created` and carries `format_version`. A line is writt
     study_created     format_version, name, model
     session_started   pid, host, code_version, repaired_bytes: a driver opened the study
     budget_changed    old, new: the budget, or `confirm`, was enlarged on resume
+    cluster_joined    address, nodes: id, host, cores and gpus of each
     trial_started     trial, params, seed, attempt, resumed_from_epoch,
-                      cause (new, resumed, retried)
+                      cause (new, resumed, retried after a failure, moved from a dead node)
+    trial_placed      trial, node: the node of a cluster that trains it now
     epoch             trial, epoch, metrics, checkpoint (relative to the study's directory when it
                       lies inside), decision (continue, stop, complete), rung; metrics named
                       <field>=<value>/<metric> are those of another setting of the trial
@@ -16,6 +18,7 @@ The first event is `study_created` and carries `format_version`. A line is writt
                       failed), detail
     confirm_started   run, trial (the one that is repeated), params, seed, attempt,
                       resumed_from_epoch, cause: after the search, on a further seed
+    confirm_placed    run, node
     confirm_epoch     run, epoch, metrics, checkpoint, decision, rung
     confirm_ended     run, state, detail
     promotion_step    step, status, inputs_hash, artifacts, metrics, detail

@@ -173,6 +173,8 @@ def event_line(study: Study, event: Mapping[str, Any]) -> str | None:
     match event["kind"]:
         case "trial_started" | "confirm_started":
             return f"{name} {_how_started(event)}"
+        case "trial_placed" | "confirm_placed":
+            return f"{name} on node {event['node'][:8]}"
         case "epoch" | "confirm_epoch":
             metric, full = study.objective.metric, study.resolved.full_epochs
             value, seconds = event["metrics"].get(metric), event["metrics"].get("seconds", 0.0)

@@ -1,7 +1,8 @@
 """What a study was created with, and who has it open.
 
 `study.lock.yaml` holds everything that must not change between sessions; a difference on resume
-is an error that names the key (a larger budget is allowed and recorded). `owner.json` names the
+is an error that names the key (a larger budget is allowed and recorded; the cluster and the
+resources of a trial may change with every session, for they decide nothing). `owner.json` names the
 driver that has the study open and carries its lock: the lock belongs to the process, so a dead
 owner never blocks.
 """
@@ -30,6 +31,7 @@ from automl.study_spec import StudySpec, parse_yaml, study_from_dict
 
 LOCK_FILE = "study.lock.yaml"
 OWNER_FILE = "owner.json"
+PLACE = ("address", "resources")  # where trials run, not what they are
 
 
 @dataclass(frozen=True)
@@ -219,10 +221,9 @@ def check_lock(resolved: ResolvedStudy, directory: Path, events_file: Path) -> S
         return None
     old_study = locked.study
     enlarged = _is_enlarged(old_study, resolved.study)
-    comparable = resolved
-    if enlarged:
-        as_before = {"budget": old_study.budget, "confirm": old_study.confirm}
-        comparable = replace(resolved, study=replace(resolved.study, **as_before))
+    may_change = (*PLACE, "budget", "confirm") if enlarged else PLACE
+    as_before = {key: getattr(old_study, key) for key in may_change}
+    comparable = replace(resolved, study=replace(resolved.study, **as_before))
     old, new = _flat(_yaml_form(locked)), _flat(_yaml_form(comparable))
     missing = object()
     changed = [key for key in old | new if old.get(key, missing) != new.get(key, missing)]
@@ -235,10 +236,9 @@ def check_lock(resolved: ResolvedStudy, directory: Path, events_file: Path) -> S
             " (key: then -> now):\n" + "\n".join(lines) + "\nUse the old settings to resume, or"
             " another --name for a new study. Budget and confirm may only be enlarged"
         )
-    if not enlarged:
-        return None
-    _write_lock(resolved, directory)
-    return old_study
+    if resolved.study != old_study:
+        _write_lock(resolved, directory)
+    return old_study if enlarged else None
 
 
 def _is_enlarged(old: StudySpec, new: StudySpec) -> bool:

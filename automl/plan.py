@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from automl.contract import SEED_KEY, Trainable, find_trainable
 from automl.errors import AutoMLError, Problem, SchemaError, StudySpecError
 from automl.forecast import Forecast, forecast
 from automl.objectives import resolve_objective
-from automl.resources import TrialResources, cores, gpus, of_study
+from automl.resources import Machine, TrialResources, cores, gpus, of_study, on_machines
 from automl.space import build_space, read_fields
 from automl.store import EVENTS_FILE, ResolvedStudy, Study, read_study
 from automl.study_spec import (
@@ -108,6 +108,8 @@ def prepare(
     data: DataOption = None,
     val: DataOption = None,
     spec_file: Path | None = None,
+    address: str | None = None,
+    nodes: Sequence[Machine] = (),
     trainable: str = "depth_net",
     embedded: Callable[[Trainable, str, str], Mapping[str, str]] | None = None,
 ) -> Prepared:
@@ -120,6 +122,8 @@ def prepare(
         data: `[CLASS:]FILE` for training, one or several.
         val: `[CLASS:]FILE` for validation, one or several.
         spec_file: a spec merged over the base spec.
+        address: `HOST:PORT` of a running Ray cluster.
+        nodes: of this cluster; they decide about profile and resources instead of this machine.
         trainable: name for `find_trainable`.
         embedded: returns the trainer's own data for a profile; None, when planning, keeps the
             word `embedded`.
@@ -131,7 +135,10 @@ def prepare(
     if spec_file is not None:
         overrides = [*spec_as_overrides(spec_file), *overrides]
         name = name or default_name(target, data, spec_file)
-    study = load_study(target, overrides, name=name, data=data, val=val, gpu=gpus() > 0)
+    gpu = any(node.gpus for node in nodes) if nodes else gpus() > 0
+    study = load_study(target, overrides, name=name, data=data, val=val, address=address, gpu=gpu)
+    if nodes:
+        study = replace(study, resources=on_machines(study.resources, nodes))
     folder = trainer.schema_dir / study.model
     metadata = read_json(folder / "model.json")
     fields = read_fields(read_json(folder / "train.schema.json"))

@@ -1,13 +1,14 @@
-"""What this machine offers to trials, without importing torch.
+"""What this machine, or the nodes of a cluster, offer to trials, without importing torch.
 
-Cores are those this process may use (affinity mask and cgroup quota); GPUs are those the NVIDIA
-driver shows and CUDA_VISIBLE_DEVICES leaves visible.
+Cores of this machine are those this process may use (affinity mask and cgroup quota); GPUs are
+those the NVIDIA driver shows and CUDA_VISIBLE_DEVICES leaves visible.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 
@@ -21,6 +22,14 @@ _THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
     "NUMEXPR_NUM_THREADS",
 )
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What one machine offers."""
+
+    cores: int
+    gpus: int
 
 
 @dataclass(frozen=True)
@@ -67,18 +76,27 @@ def of_study(study: StudySpec) -> TrialResources:
     return replace(share, max_concurrent=1) if study.runner == "local" else share
 
 
-def per_trial(wanted: ResourceChoice) -> TrialResources:
-    """Fill what a study leaves open from this machine.
+def per_trial(wanted: ResourceChoice, machines: Sequence[Machine] = ()) -> TrialResources:
+    """Fill what a study leaves open from the machines that it runs on; default: this one.
 
     With GPUs a trial gets one, and one trial runs per GPU; without, one core per trial. Threads
-    are the cores of a trial.
+    are the cores of a trial. A trial runs on one machine, and on one with GPUs when it needs one.
     """
-    cpu_count, gpu_count = cores(), gpus()
-    share = (1.0 if gpu_count else 0.0) if wanted.gpus is None else wanted.gpus
-    slots = max(1, int(gpu_count / share)) if share else cpu_count
-    cpus = wanted.cpus or (max(1, cpu_count // slots) if share else 1)
-    concurrent = wanted.max_concurrent or max(1, min(slots, int(cpu_count / cpus)))
+    machines = machines or [Machine(cores(), gpus())]
+    with_gpus = [machine for machine in machines if machine.gpus]
+    share = (1.0 if with_gpus else 0.0) if wanted.gpus is None else wanted.gpus
+    hosts = with_gpus if share and with_gpus else machines
+    slots = [max(1, int(host.gpus / share) if share else host.cores) for host in hosts]
+    fair = min(max(1, host.cores // count) for host, count in zip(hosts, slots, strict=True))
+    cpus = wanted.cpus or (fair if share else 1)
+    at_once = sum(min(n, int(host.cores / cpus)) for host, n in zip(hosts, slots, strict=True))
+    concurrent = wanted.max_concurrent or max(1, at_once)
     return TrialResources(cpus, share, concurrent, wanted.threads or max(1, int(cpus)))
+
+
+def on_machines(wanted: ResourceChoice, machines: Sequence[Machine]) -> ResourceChoice:
+    """Return the choice with everything that it leaves open filled from these machines."""
+    return ResourceChoice(**asdict(per_trial(wanted, machines)))
 
 
 def _quota() -> int:

@@ -89,6 +89,8 @@ class TrialRecord:
         started: seconds since 1970 of the first start; `ended` likewise, None while running.
         attempts: how often it was started (resumed and retried included).
         retries: how often it was started again after a failure.
+        moves: how often it was started again because its node had died.
+        node: of the cluster that trains or trained it; empty without a cluster.
     """
 
     id: int
@@ -101,6 +103,8 @@ class TrialRecord:
     ended: float | None = None
     attempts: int = 1
     retries: int = 0
+    moves: int = 0
+    node: str = ""
 
     @cached_property
     def identity(self) -> str:
@@ -358,6 +362,8 @@ class Study:
                 self.end_reason = None
             case "confirm_started":
                 self._start(event, at)
+            case "trial_placed" | "confirm_placed":
+                self._run(event).node = event["node"]
             case "epoch" | "confirm_epoch":
                 self._run(event).epochs.append(self._epoch(event))
             case "trial_ended" | "confirm_ended":
@@ -409,6 +415,8 @@ class Study:
         run = runs[number]
         run.attempts += 1
         run.retries += event.get("cause") == "retried"
+        run.moves += event.get("cause") == "moved"
+        run.node = ""
         resumed_from = event.get("resumed_from_epoch", 0)
         run.epochs = [record for record in run.epochs if record.epoch <= resumed_from]
 

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from automl.algorithms.table import make_algorithm
 from automl.budget import Budget
@@ -21,7 +21,16 @@ from automl.contract import Status, Trainable, find_trainable
 from automl.errors import AutoMLError, PromotionError, StudyLockedError, UnreadableError
 from automl.gain import gain, in_words
 from automl.objectives import as_read, score
-from automl.plan import RESULTS, Prepared, duration, forecast_of, prepare, seconds_per_epoch, table
+from automl.plan import (
+    RESULTS,
+    SPLITS,
+    Prepared,
+    duration,
+    forecast_of,
+    prepare,
+    seconds_per_epoch,
+    table,
+)
 from automl.policy import (
     Decision,
     append_status,
@@ -36,6 +45,9 @@ from automl.runners import run_driver
 from automl.store import ResolvedStudy, Study, open_study, owner_of, read_lock
 from automl.study_spec import DataOption, get_path, load_study
 from automl.trial import TRIAL_VARIABLE, TrialDriver
+
+if TYPE_CHECKING:
+    from automl.runners.ray_cluster import Node
 
 LOG_BYTES = 16 * 2**20  # room for logs, reports and TensorBoard events of a study
 SPARE_CHECKPOINTS = 6  # best, baseline, one being replaced; copy, graph and engine in the bundle
@@ -89,23 +101,26 @@ def run_study(
             "Unset it to start one yourself"
         )
     decision = decision or _explicit_wish(target, trainable)
-    prepared = prepare(
-        target,
-        overrides,
-        name=name,
-        data=data,
-        val=val,
-        spec_file=spec_file,
-        trainable=trainable,
-        embedded=write_embedded_data,
-    )
-    checked = _check(prepared, say)
+    with _cluster(load_study(target, address=address).address) as nodes:
+        prepared = prepare(
+            target,
+            overrides,
+            name=name,
+            data=data,
+            val=val,
+            spec_file=spec_file,
+            address=address,
+            nodes=nodes,
+            trainable=trainable,
+            embedded=write_embedded_data,
+        )
+        checked = _check(prepared, nodes, say)
     study = open_study(prepared.resolved, prepared.directory.resolve())
     try:
         record_check(study, checked)
         append_status(study.directory, decision)
         record_provenance(study.directory, decision)
-        _run_trials(study, prepared, address, progress, say)
+        _run_trials(study, prepared, progress, say)
         return finish(study, trainable, say)
     except (KeyboardInterrupt, SystemExit) as interrupt:
         code = exit_code_of(interrupt)
@@ -247,10 +262,24 @@ def write_embedded_data(trainer: Trainable, model: str, profile: str) -> Mapping
     return trainer.embedded_data(model, (RESULTS / "data").resolve(), profile)
 
 
-def _check(prepared: Prepared, say: Say) -> Outcome:
-    """Refuse what would fail later: no room, another driver, a wrong spec, unreadable data."""
+def _cluster(address: str | None) -> AbstractContextManager[Sequence[Node]]:
+    """Join the study's cluster to look at its nodes; there are none without an address."""
+    if address is None:
+        return nullcontext(())
+    from automl.runners.ray_cluster import joined
+
+    return joined(address)
+
+
+def _check(prepared: Prepared, nodes: Sequence[Node], say: Say) -> Outcome:
+    """Refuse what would fail later: no room, another driver, a wrong spec, unreadable data.
+
+    On a cluster also nodes on which trials would fail.
+    """
     refuse_without_space(prepared)
     refuse_second_driver(prepared.directory)
+    if nodes:
+        _check_nodes(prepared, nodes, say)
     say(f"{prepared.directory}: checking the spec and all training and validation data ...")
     spec = prepared.resolved.base_spec
     outcome = run_action(prepared.trainable, "check", spec, prepared.directory / "check")
@@ -259,6 +288,27 @@ def _check(prepared: Prepared, say: Say) -> Outcome:
     counts = {split: outcome.metrics.get(f"samples_{split}", 0) for split in ("train", "val")}
     say(f"data: {counts['train']:.0f} samples for training, {counts['val']:.0f} for validation")
     return outcome
+
+
+def _check_nodes(prepared: Prepared, nodes: Sequence[Node], say: Say) -> None:
+    from automl.runners.ray_cluster import refuse_unfit_nodes
+
+    directory, study = prepared.directory.resolve(), prepared.resolved.study
+    directory.mkdir(parents=True, exist_ok=True)
+    share = of_study(study)
+    say(f"Ray cluster {study.address}: {len(nodes)} nodes, {share.max_concurrent} trials at a time")
+    refuse_unfit_nodes(nodes, share, directory, _files(prepared), prepared.trainable)
+
+
+def _files(prepared: Prepared) -> list[str]:
+    """Files on this machine that the base spec names: annotation files and weights."""
+    spec, metadata = prepared.resolved.base_spec, prepared.metadata
+    keys = (*metadata["weight_keys"], *metadata.get("part_keys", ()))
+    named = [get_path(spec, key) for key in keys]
+    for split in SPLITS:
+        sources: list[Mapping[str, Any]] = get_path(spec, metadata["data_keys"][split]) or []
+        named += [source.get("data_file") for source in sources]
+    return [path for path in named if isinstance(path, str) and Path(path).is_absolute()]
 
 
 def refuse_second_driver(directory: Path) -> None:
@@ -316,9 +366,7 @@ def refuse_without_space(prepared: Prepared) -> None:
 # --- trials -------------------------------------------------------------------------------------
 
 
-def _run_trials(
-    study: Study, prepared: Prepared, address: str | None, progress: bool, say: Say
-) -> None:
+def _run_trials(study: Study, prepared: Prepared, progress: bool, say: Say) -> None:
     settings = study.resolved.study
     ahead, source = forecast_of(prepared, study)
     time = f"about {duration(ahead.seconds)}" if ahead.seconds is not None else "unknown"
@@ -326,9 +374,8 @@ def _run_trials(
     say(f"study {study.name}: forecast {time}{price} ({source})")
     algorithm = make_algorithm(settings, study.resolved.space, study)
     with _shown(study, prepared, progress) as live:
-        address = address or settings.address
-        run_driver(TrialDriver(study, algorithm, prepared.trainable, live), address)
-        confirm(study, prepared.trainable, live=live, address=address)
+        run_driver(TrialDriver(study, algorithm, prepared.trainable, live))
+        confirm(study, prepared.trainable, live=live)
 
 
 def _shown(

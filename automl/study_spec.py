@@ -161,6 +161,7 @@ def load_study(
     name: str | None = None,
     data: DataOption = None,
     val: DataOption = None,
+    address: str | None = None,
     gpu: bool = False,
 ) -> StudySpec:
     """Read a study file and apply the options of the command line.
@@ -171,6 +172,7 @@ def load_study(
         name: the study's name; default: the file's stem, with `-<stem of data>` when data is given.
         data: `[CLASS:]FILE` for training, one or several.
         val: `[CLASS:]FILE` for validation, one or several.
+        address: `HOST:PORT` of a running Ray cluster.
         gpu: merge `profiles.gpu`, else `profiles.cpu`.
 
     Raises:
@@ -188,6 +190,8 @@ def load_study(
         _override(base, override, problems)
     tree["name"] = name or "-".join(filter(None, (path.stem, data_stem(data))))
     tree["profile"] = profile
+    if address is not None:
+        tree["address"] = address
     if isinstance(tree.get("algorithm"), str):
         tree["algorithm"] = {"name": tree["algorithm"]}
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", tree["name"]):
@@ -447,10 +451,25 @@ def _check_rules(study: StudySpec, source: str, problems: list[Problem]) -> None
     if len(study.objectives) > 1:
         got = f"got {len(study.objectives)} objectives, one is supported"
         problems.append(Problem(source, "objectives", got, "Keep the one that decides"))
+    if study.address is not None:
+        _check_address(study, source, problems)
     for path, (low, high) in study.search.ranges.items():
         if low > high:
             got = f"got [{low}, {high}], the low end is above the high end"
             problems.append(Problem(source, f"search.ranges.{path}", got))
+
+
+def _check_address(study: StudySpec, source: str, problems: list[Problem]) -> None:
+    if not re.fullmatch(r"([\w.-]+|\[[0-9A-Fa-f:]+\]):\d{1,5}", study.address or ""):
+        remedy = (
+            "`ray start --head` prints it (port 6379); the study itself runs on a machine that has"
+            " joined the cluster"
+        )
+        got = f"got {study.address}, expected HOST:PORT of a running Ray cluster"
+        problems.append(Problem(source, "address", got, remedy))
+    if study.runner == "local":
+        problem = "needs runner: ray; the local runner trains in this process"
+        problems.append(Problem(source, "address", problem))
 
 
 def _plain(value: Any) -> Any:

@@ -36,8 +36,9 @@ from automl.study_spec import set_path
 TRIAL_VARIABLE = "DEPTHTUNE_TRIAL"  # set while a trial trains: a trial never starts a study
 WORKER_LOG = "worker.log"  # in the trial's directory: output of its process, and tracebacks
 FAILURES_IN_A_ROW = 3
+MOST_MOVES = 3  # beyond, a dead node counts as a failure: the trial may be what kills it
 
-Cause = Literal["new", "resumed", "retried"]
+Cause = Literal["new", "resumed", "retried", "moved"]
 
 
 @dataclass(frozen=True)
@@ -117,12 +118,13 @@ class Driver(ABC):
         study: the open study.
         failure: the first error after which the study cannot go on; None while all is well.
         word: what one run of the series is called.
-        events: kinds of the events started, epoch and ended, and the key of the run's number.
+        events: kinds of the events started, epoch, ended and placed, and the key of the run's
+            number.
         failures_in_a_row: so many failed runs in a row stop the study; None: never.
     """
 
     word: str
-    events: tuple[str, str, str, str]
+    events: tuple[str, str, str, str, str]
     failures_in_a_row: int | None = FAILURES_IN_A_ROW
 
     def __init__(
@@ -217,6 +219,11 @@ class Driver(ABC):
         now = time.monotonic()
         self._attempts[trial] = _Attempt(now, now)
 
+    def on_placed(self, trial: int, node: str) -> None:
+        """Record which node of a cluster trains a trial."""
+        if self.records()[trial].state == "running":
+            self._append_run(3, trial, node=node)
+
     # --- what workers report ---
 
     def on_epoch(
@@ -275,14 +282,17 @@ class Driver(ABC):
         else:
             self._end(trial, outcome.status, outcome.detail)
 
-    def on_lost(self, trial: int, reason: str) -> None:
-        """Record that a trial's worker died."""
+    def on_lost(self, trial: int, reason: str, *, by_node: bool = False) -> None:
+        """Record that a trial's worker died, with its whole node (which is not its fault)."""
         record = self.records()[trial]
         if record.state != "running" or self.failure is not None:
             return
         decided = _decided_state(record)
         if decided is not None:
             self._end(trial, decided, "")
+        elif by_node and record.moves < MOST_MOVES:
+            self._attempts.pop(trial, None)
+            self._waiting.append((record, "moved", reason))
         else:
             self._failed(record, reason)
 
@@ -379,8 +389,8 @@ class Driver(ABC):
         self._prune_checkpoints()
 
     def _append_run(self, which: int, number: int, **facts: Any) -> None:
-        """Append an event of one run: 0 started, 1 epoch, 2 ended."""
-        self._append({"kind": self.events[which], self.events[3]: number, **facts})
+        """Append an event of one run: 0 started, 1 epoch, 2 ended, 3 placed."""
+        self._append({"kind": self.events[which], self.events[-1]: number, **facts})
 
     def _append(self, event: Mapping[str, Any]) -> None:
         self.study.append(event)
@@ -404,7 +414,7 @@ class TrialDriver(Driver):
     """The driver of the search: the algorithm proposes and stops, the budget ends it."""
 
     word = "trial"
-    events = ("trial_started", "epoch", "trial_ended", "trial")
+    events = ("trial_started", "epoch", "trial_ended", "trial_placed", "trial")
 
     def __init__(
         self,

@@ -75,7 +75,7 @@ class Interruption:
             raise TrainingInterruptedError
 
 
-def run_driver(driver: Driver, address: str | None = None) -> None:
+def run_driver(driver: Driver) -> None:
     """Run the jobs of a driver in the runner that its study names, Ray or this process."""
     if driver.study.resolved.study.runner == "local":
         from automl.runners import local
@@ -84,7 +84,7 @@ def run_driver(driver: Driver, address: str | None = None) -> None:
     else:
         from automl.runners import ray_tune
 
-        ray_tune.drive(driver, address=address)
+        ray_tune.drive(driver)
 
 
 def conclude(driver: Driver, interruption: Interruption) -> None:

@@ -12,6 +12,8 @@ the experiment is stopped.
 # Ray's types are partial.
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -21,6 +23,7 @@ from ray.tune.search import Searcher
 
 from automl.contract import Status
 from automl.errors import AutoMLError
+from automl.runners.ray_cluster import answers
 from automl.trial import Driver, Job, Outcome
 
 if TYPE_CHECKING:
@@ -29,15 +32,23 @@ if TYPE_CHECKING:
     from automl.runners import Interruption
 
 
-class StudySearcher(Searcher):
-    """Suggests the driver's next job; `{"job": Job}` is the configuration of a Ray trial."""
+@dataclass(frozen=True)
+class Place:
+    """What a worker on a cluster says first: the node it is on."""
 
-    def __init__(self, driver: Driver) -> None:
+    node: str
+
+
+class StudySearcher(Searcher):
+    """Suggests the driver's next job; `{"job": Job, "names_node": bool}` configures a Ray trial."""
+
+    def __init__(self, driver: Driver, *, names_nodes: bool) -> None:
         super().__init__()
         self._driver = driver
+        self._names_nodes = names_nodes
         self._active: set[str] = set()
 
-    def suggest(self, trial_id: str) -> dict[str, Job] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Job | bool] | str | None:
         """Return a configuration; None: not now (an active trial may come back); or FINISHED."""
         try:
             job = self._driver.next_job()
@@ -46,7 +57,7 @@ class StudySearcher(Searcher):
             return None
         if job is not None:
             self._active.add(trial_id)
-            return {"job": job}
+            return {"job": job, "names_node": self._names_nodes}
         return None if self._active else self.FINISHED
 
     def on_trial_complete(
@@ -79,6 +90,9 @@ class StudyScheduler(FIFOScheduler):
         message = result["message"]
         worker: Any = trial.temporary_state.ray_actor
         try:
+            if isinstance(message, Place):
+                self._driver.on_placed(number, message.node)
+                return TrialScheduler.CONTINUE
             if not isinstance(message, Outcome):
                 worker.answer.remote(self._driver.on_epoch(number, *message))
                 return TrialScheduler.CONTINUE
@@ -93,11 +107,12 @@ class StudyScheduler(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Record that a worker died, unless the trial had ended before."""
-        reason = trial.get_pickled_error()
+        number: int = trial.config["job"].trial
+        node = self._driver.records()[number].node
+        by_node = bool(node) and not answers(node)
+        reason = f"node {node} died" if by_node else f"the worker died: {_why(trial)}"
         try:
-            self._driver.on_lost(
-                trial.config["job"].trial, f"the worker died: {_first_line(reason)}"
-            )
+            self._driver.on_lost(number, reason, by_node=by_node)
         except AutoMLError as error:
             self._driver.fail(error)
 
@@ -151,6 +166,11 @@ class StopWhen(tune.Stopper):
         return self._watch.must_stop()
 
 
-def _first_line(error: BaseException | None) -> str:
-    text = str(error).strip() if error is not None else "no reason known"
-    return text.splitlines()[0] if text else type(error).__name__
+def _why(trial: Trial) -> str:
+    """Return the last line of what Ray wrote about the end of a trial."""
+    try:
+        text = Path(trial.error_file or "").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason known"

@@ -23,6 +23,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,9 @@ from automl.errors import StoreError, StudyFailedError
 from automl.lock import is_running
 from automl.resources import TrialResources, gpus, of_study
 from automl.runners import Interruption, conclude
-from automl.runners.ray_search import StopWhen, StudyScheduler, StudySearcher, StudyWatch
+from automl.runners.environment import quiet_ray
+from automl.runners.ray_cluster import living_nodes
+from automl.runners.ray_search import Place, StopWhen, StudyScheduler, StudySearcher, StudyWatch
 from automl.trial import WORKER_LOG, Driver, Job, Outcome, TrialDriver, run_trial
 
 if TYPE_CHECKING:
@@ -51,16 +54,6 @@ TOKEN_FILE = Path("~/.ray/auth_token")  # Ray's own place; RAY_AUTH_TOKEN_PATH m
 OBJECT_STORE_BYTES = 100 * 2**20  # configurations and epoch reports only; Ray's minimum is 75 MiB
 STOP_PATIENCE_S = 60.0  # a trainer told to stop has so long before its worker is replaced
 
-_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
-    "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0 this prints nothing; the new engine prints boxes
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-}
-
 
 def run(
     study: Study,
@@ -68,27 +61,26 @@ def run(
     trainable: str,
     *,
     live: Callable[[Mapping[str, Any]], None] | None = None,
-    address: str | None = None,
 ) -> None:
     """Run or resume a study to the end of its budget; call it from the main thread.
 
     Args:
-        study: opened for writing; with an `address` its directory is shared by all nodes.
+        study: opened for writing; with an `address` (`HOST:PORT` of a running cluster) its
+            directory is shared by all nodes, else trials run on this machine.
         algorithm: asks and decides.
         trainable: name of the trainer, found again in every worker.
         live: sees every event after it was recorded.
-        address: `HOST:PORT` of a running cluster; None: processes on this machine.
 
     Raises:
         AutoMLError: the study cannot go on (full disk, trials keep failing, Ray broke).
         KeyboardInterrupt: SIGINT arrived; SystemExit(143): SIGTERM. Both resume.
     """
-    drive(TrialDriver(study, algorithm, trainable, live), address=address)
+    drive(TrialDriver(study, algorithm, trainable, live))
 
 
-def drive(driver: Driver, *, address: str | None = None) -> None:
+def drive(driver: Driver) -> None:
     """Run the jobs of a driver; raises as `run` does."""
-    study = driver.study
+    study, address = driver.study, driver.study.resolved.study.address
     scratch = study.directory / "ray"
     scratch.mkdir(exist_ok=True)
     end_leftovers(scratch)
@@ -96,11 +88,14 @@ def drive(driver: Driver, *, address: str | None = None) -> None:
     with Interruption() as interruption:
         if driver.has_work():
             with (
-                _environment(_ENVIRONMENT),
+                quiet_ray(),
                 _ray_log(scratch),
                 _session(scratch, share, address) as directory,
             ):
                 interruption.catch()  # Ray has installed its own handler of SIGTERM
+                if address is not None:
+                    nodes = [asdict(node) for node in living_nodes()]
+                    study.append({"kind": "cluster_joined", "address": address, "nodes": nodes})
                 _fit(driver, interruption, share, directory)
         conclude(driver, interruption)
 
@@ -109,10 +104,11 @@ def _fit(
     driver: Driver, interruption: Interruption, share: TrialResources, directory: Path
 ) -> None:
     watch = StudyWatch(driver, interruption)
+    on_cluster = driver.study.resolved.study.address is not None
     tuner = tune.Tuner(
         tune.with_resources(StudyWorker, {"cpu": share.cpus, "gpu": share.gpus}),
         tune_config=tune.TuneConfig(
-            search_alg=StudySearcher(driver),
+            search_alg=StudySearcher(driver, names_nodes=on_cluster),
             scheduler=StudyScheduler(driver),
             num_samples=-1,  # the searcher says when it is finished
             max_concurrent_trials=share.max_concurrent,
@@ -139,21 +135,25 @@ class StudyWorker(tune.Trainable):
     """Trains one trial after another in one process; `train` is one epoch or the end.
 
     The trainer runs in a thread that waits inside every report until the driver has answered it
-    and Ray asks for more, so nothing trains unasked.
+    and Ray asks for more, so nothing trains unasked. On a cluster the first `train` of a trial
+    only says on which node it is.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take the first job."""
-        self._begin(config["job"])
+        self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next job; the process is kept."""
         self._finish()
-        self._begin(new_config["job"])
+        self._begin(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """Return the next `(epoch, metrics, checkpoint)`, or the trial's `Outcome`, as message."""
+        """Return the next `(epoch, metrics, checkpoint)`, a `Place` or an `Outcome` as message."""
+        if self._names_node:
+            self._names_node = False
+            return {"message": Place(ray.get_runtime_context().get_node_id())}
         if not self._thread.is_alive() and self._thread.ident is None:
             with suppress(OSError):
                 os.write(1, f"process {os.getpid()}\n".encode())
@@ -171,7 +171,9 @@ class StudyWorker(tune.Trainable):
         """End training before the process ends."""
         self._finish()
 
-    def _begin(self, job: Job) -> None:
+    def _begin(self, config: Mapping[str, Any]) -> None:
+        job: Job = config["job"]
+        self._names_node: bool = config["names_node"]
         with suppress(OSError):  # a full disk ends the trial where it matters
             _write_output_to(job.directory / WORKER_LOG)
         self._answer: bool | None = None
@@ -186,15 +188,24 @@ class StudyWorker(tune.Trainable):
 
         outcome = Outcome(Status.FAILED, "the trainer left its thread")  # e.g. by SystemExit
         try:
-            outcome = run_trial(job, report)
+            if job.directory.is_dir():
+                outcome = run_trial(job, report)
+            else:
+                host = ray.util.get_node_ip_address()
+                outcome = Outcome(Status.FAILED, f"{job.directory}: is not seen by node {host}")
         finally:
             self._messages.put(outcome)
 
     def _finish(self) -> None:
-        """Let the thread end; a trainer that does not stop takes its process with it."""
+        """Let the thread end; a trainer that does not stop takes its process with it.
+
+        A trainer whose last epoch is not decided about must not go on: it would tidy up what the
+        log still needs. Its process ends as if it had been killed.
+        """
         if self._thread.is_alive():
-            self._answers.put(True)
-            self._thread.join(STOP_PATIENCE_S)
+            if self._answer:
+                self._answers.put(True)
+                self._thread.join(STOP_PATIENCE_S)
             if self._thread.is_alive():
                 os._exit(1)
 
@@ -325,19 +336,6 @@ def _dashboard_facts() -> dict[str, str]:
         "log-dir": node.get_logs_dir_path(),
         "temp-dir": node.temp_dir,
     }
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Generator[None]:
-    """Set variables, and take back afterwards whatever was set; Ray leaves some of its own."""
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name in os.environ.keys() - before.keys():
-            del os.environ[name]
-        os.environ.update(before)
 
 
 @contextmanager

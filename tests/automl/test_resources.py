@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from automl import resources
-from automl.resources import cores, gpus, of_study, per_trial
+from automl.resources import Machine, cores, gpus, of_study, on_machines, per_trial
 from automl.study_spec import ResourceChoice
 from tests.automl.studies import study_spec
 
@@ -55,3 +55,21 @@ def test_the_local_runner_runs_one_trial_at_a_time() -> None:
     two = {"max_concurrent": 2}
     assert of_study(study_spec(runner="ray", resources=two)).max_concurrent == 2
     assert of_study(study_spec(runner="local", resources=two)).max_concurrent == 1
+
+
+@pytest.mark.parametrize(
+    ("machines", "wanted", "share"),
+    [
+        ([(2, 0), (3, 0)], {}, (1, 0.0, 5, 1)),  # a trial per core of every node
+        ([(2, 0), (3, 0)], {"cpus": 2}, (2, 0.0, 2, 2)),  # a trial does not span nodes
+        ([(64, 0), (8, 2), (24, 2)], {}, (4, 1.0, 4, 4)),  # the head has no GPU: no trials there
+        ([(8, 1), (8, 1)], {"gpus": 0.5}, (4, 0.5, 4, 4)),
+        ([(8, 1), (8, 1)], {"gpus": 0}, (1, 0.0, 16, 1)),
+        ([(8, 1), (8, 1)], {"max_concurrent": 1}, (8, 1.0, 1, 8)),
+    ],
+)
+def test_a_cluster_offers_what_its_nodes_offer_one_by_one(
+    machines: list[tuple[int, int]], wanted: dict[str, float], share: tuple[float, ...]
+) -> None:
+    filled = on_machines(ResourceChoice(**wanted), [Machine(*machine) for machine in machines])
+    assert (filled.cpus, filled.gpus, filled.max_concurrent, filled.threads) == share

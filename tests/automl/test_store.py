@@ -256,6 +256,20 @@ def test_a_budget_may_only_be_enlarged(tmp_path, old, new, allowed):
     assert read_lock(tmp_path / "s").study.budget == BudgetChoice(**new)
 
 
+def test_where_trials_run_may_change_with_every_session(tmp_path):
+    there = {"address": "head:6379", "resources": {"max_concurrent": 8}}
+    open_study(studies.resolved(tmp_path), tmp_path / "s").close()
+
+    study = open_study(studies.resolved(tmp_path, **there), tmp_path / "s")
+
+    assert [event["kind"] for event in study.events][-1] == "session_started"
+    study.close()
+    assert read_lock(tmp_path / "s").study.address == "head:6379"
+    with pytest.raises(StudyLockedError, match=r"study\.seed: 0 -> 1") as caught:
+        open_study(studies.resolved(tmp_path, **there, seed=1), tmp_path / "s")
+    assert "address" not in str(caught.value)
+
+
 def test_a_newer_lock_is_refused(tmp_path):
     resolved = studies.resolved(tmp_path)
     open_study(resolved, tmp_path / "s").close()

@@ -120,6 +120,14 @@ def test_all_mistakes_are_said_together(tmp_path):
         ),
         ("{model: q, budget: {trials: 1}, name: x}", "name: is not a key of a study file"),
         ("{model: q, budget: {trials: 1}, profiles: {tpu: {}}}", r"profiles\.tpu: unknown profile"),
+        (
+            "{model: q, budget: {trials: 1}, address: 'ray://head:10001'}",
+            r"address: got ray://head:10001, expected HOST:PORT of a running Ray cluster",
+        ),
+        (
+            "{model: q, budget: {trials: 1}, address: 'head:6379', runner: local}",
+            "address: needs runner: ray",
+        ),
         ("- a", "is not a mapping"),
         ("a: [", "is not YAML"),
     ],
@@ -127,6 +135,13 @@ def test_all_mistakes_are_said_together(tmp_path):
 def test_each_rule_has_its_message(tmp_path, text, words):
     with pytest.raises(StudySpecError, match=words):
         load_study(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("address", ["10.0.0.7:6379", "head.cluster.local:6379", "[fd00::7]:6379"])
+def test_the_option_address_wins_over_the_file(tmp_path, address):
+    path = write(tmp_path, "{model: q, budget: {trials: 1}, address: 'other:1'}")
+    assert load_study(path).address == "other:1"
+    assert load_study(path, address=address).address == address
 
 
 def test_an_unknown_target_lists_the_packaged_studies():

@@ -11,7 +11,7 @@ import pytest
 from automl.contract import Status
 from automl.errors import StoreError, StudyFailedError
 from automl.store import Study, open_study
-from automl.trial import TRIAL_VARIABLE, Job, Outcome, TrialDriver, run_trial
+from automl.trial import MOST_MOVES, TRIAL_VARIABLE, Job, Outcome, TrialDriver, run_trial
 from tests.automl.quadratic import NAME
 from tests.automl.runners.driving import algorithm_of, open_quadratic
 
@@ -112,6 +112,26 @@ def test_a_failure_is_tried_once_more_from_the_last_epoch(tmp_path: Path) -> Non
         "the worker died: again",
         2,
     )
+
+
+def test_a_dead_node_is_not_the_fault_of_its_trials(tmp_path: Path) -> None:
+    study = open_quadratic(tmp_path)
+    driver = driver_of(study)
+    job = next_job(driver)
+    for move in range(MOST_MOVES):
+        driver.on_placed(job.trial, f"node {move}")
+        assert study.trials[0].node == f"node {move}"
+        driver.on_lost(job.trial, f"node {move} died", by_node=True)
+        assert next_job(driver).trial == job.trial
+        assert study.events[-1]["cause"] == "moved"
+        assert study.events[-1]["detail"] == f"node {move} died"
+        assert study.trials[0].node == ""
+    driver.on_lost(job.trial, "the worker died: killed")
+    assert next_job(driver).trial == job.trial
+
+    driver.on_lost(job.trial, "node 9 died", by_node=True)  # it may be what kills nodes
+
+    assert (study.trials[0].state, study.trials[0].retries) == ("failed", 1)
 
 
 def test_three_trials_in_a_row_that_failed_stop_the_study(tmp_path: Path) -> None:
