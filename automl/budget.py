@@ -6,8 +6,9 @@ import math
 import time
 from dataclasses import dataclass
 
+from automl.objectives import covered
 from automl.resources import of_study
-from automl.store import Study
+from automl.store import Study, TrialRecord
 from automl.study_spec import BudgetChoice, StudySpec
 
 NEGLIGIBLE = 1e-3  # a gain below this share of the best value is no reason to expect another one
@@ -59,10 +60,10 @@ class Budget:
                 return reason
         if limits.target is None:
             return None
-        best = study.best()
-        value = study.value(best) if best is not None else None
-        if best is None or value is None:
+        reached = study.reached()
+        if reached is None:
             return None
+        best, value = reached
         if study.objective.loss(value) > study.objective.loss(limits.target):
             return None
         return (
@@ -109,7 +110,10 @@ class Budget:
         if count is None:
             return None
         ended = sorted((t.ended, t.id) for t in study.trials if t.ended is not None)
-        before = study.best([study.trials[number] for _, number in ended[:-count]])
+        earlier = [study.trials[number] for _, number in ended[:-count]]
+        if study.goals.weighs:
+            return self._front_stands(study, earlier)
+        before = study.best(earlier)
         best = study.best()
         if before is None or best is None:
             return None
@@ -119,5 +123,19 @@ class Budget:
         return (
             f"no improvement is expected: the last {count} ended trials brought"
             f" {study.objective.metric} from {old:.6g} to {new:.6g}"
+            f" (budget.no_improvement {count})"
+        )
+
+    def _front_stands(self, study: Study, earlier: list[TrialRecord]) -> str | None:
+        """Return that the last trials added next to nothing to what the front covers."""
+        count, points = self.limits.no_improvement, study.points()
+        if not study.points(earlier):
+            return None
+        old, new = (covered(each, points, study.goals) for each in (study.points(earlier), points))
+        if new - old > NEGLIGIBLE * new:
+            return None
+        return (
+            f"no improvement is expected: the last {count} ended trials brought the share that the"
+            f" front covers from {100 * old:.4g} % to {100 * new:.4g} %"
             f" (budget.no_improvement {count})"
         )

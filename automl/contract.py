@@ -5,6 +5,7 @@ attributes of `ActionResult`; `Status` crosses the boundary as its lower-case wo
 the number of finished epochs, counted from 1. `automl.contract_suite` checks a trainer.
 
 Actions a study uses: `train`, `evaluate`, `export`, `gen_trt_engine` (verbs of the trainer),
+`measure` (parameters, graph size and latency of a structure, without training; names below),
 `check` (validates the spec and reads all training and validation data; metrics `samples_train`,
 `samples_val`, `height`, `width`, `mixed_sizes`; all faults in `detail`) and `pictures` (writes
 pictures of the first validation samples and `pictures.json`).
@@ -34,6 +35,7 @@ ENTRY_POINT_GROUP = "automl.trainables"
 RESUME_KEY = "train.resume_training_checkpoint_path"  # a study sets it: train on from this file
 SEED_KEY = "train.seed"  # a study sets it to repeat a run on another seed
 NOT_LOADED = "not_loaded.txt"
+PEAK_MEMORY = "train/peak_memory_mb"  # the largest `peak_memory_mb` that a trial reports
 
 
 class Status(StrEnum):

@@ -14,6 +14,7 @@ The first event is `study_created` and carries `format_version`. A line is writt
     epoch             trial, epoch, metrics, checkpoint (relative to the study's directory when it
                       lies inside), decision (continue, stop, complete), rung; metrics named
                       <field>=<value>/<metric> are those of another setting of the trial
+    trial_measured    trial, metrics, detail: what the structure of a trial costs on the device
     trial_ended       trial, state (complete, stopped, diverged, out_of_memory, invalid_spec,
                       failed), detail
     confirm_started   run, trial (the one that is repeated), params, seed, attempt,

@@ -26,6 +26,7 @@ import yaml
 from automl.contract import Objective
 from automl.errors import StudyLockedError, UnreadableError
 from automl.events import FORMAT_VERSION, write_error
+from automl.objectives import Constraint, Goals
 from automl.space import SearchSpace
 from automl.study_spec import StudySpec, parse_yaml, study_from_dict
 
@@ -42,7 +43,7 @@ class ResolvedStudy:
         study: the study file after profile and options.
         base_spec: the complete spec of trial 0.
         space: what is searched.
-        objective: the metric that decides, as the trainer declares it.
+        goals: objectives and constraints, as the trainer declares their metrics.
         full_epochs: R, finished epochs of a complete trial.
         code_version: of this program.
     """
@@ -50,9 +51,14 @@ class ResolvedStudy:
     study: StudySpec
     base_spec: Mapping[str, Any]
     space: SearchSpace
-    objective: Objective
+    goals: Goals
     full_epochs: int
     code_version: str = field(default_factory=lambda: code_version())
+
+    @property
+    def objective(self) -> Objective:
+        """The leading objective: trials are compared by it while they run."""
+        return self.goals.leading
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of `study.lock.yaml`."""
@@ -61,6 +67,9 @@ class ResolvedStudy:
             "code_version": self.code_version,
             "seed": self.study.seed,
             "objective": asdict(self.objective),
+            "other_objectives": [asdict(each) for each in self.goals.others],
+            "constraints": [asdict(each) for each in self.goals.constraints],
+            "costs": list(self.goals.costs),
             "full_epochs": self.full_epochs,
             "study": self.study.to_dict(),
             "space": self.space.to_dict(),
@@ -82,7 +91,12 @@ def read_lock(directory: Path) -> ResolvedStudy | None:
             study=study_from_dict(tree["study"], str(directory / LOCK_FILE)),
             base_spec=tree["base_spec"],
             space=SearchSpace.from_dict(tree["space"]),
-            objective=Objective(**tree["objective"]),
+            goals=Goals(
+                Objective(**tree["objective"]),
+                tuple(Objective(**each) for each in tree.get("other_objectives", ())),
+                tuple(Constraint(**each) for each in tree.get("constraints", ())),
+                tuple(tree.get("costs", ())),
+            ),
             full_epochs=tree["full_epochs"],
             code_version=tree["code_version"],
         )

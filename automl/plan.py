@@ -19,10 +19,10 @@ import psutil
 import yaml
 
 from automl.algorithms.table import first_batch, make_rungs, row_of
-from automl.contract import SEED_KEY, Trainable, find_trainable
+from automl.contract import SEED_KEY, Objective, Trainable, find_trainable
 from automl.errors import AutoMLError, Problem, SchemaError, StudySpecError
 from automl.forecast import Forecast, forecast
-from automl.objectives import resolve_objective
+from automl.objectives import Goals, resolve_goals
 from automl.resources import Machine, TrialResources, cores, gpus, of_study, on_machines
 from automl.space import build_space, read_fields
 from automl.store import EVENTS_FILE, ResolvedStudy, Study, read_study
@@ -78,6 +78,9 @@ class Plan:
     directory: str
     resumes: str
     objective: str
+    objectives: list[str]
+    constraints: list[str]
+    costs: str
     weights: str
     data: dict[str, Any]
     parameters: list[dict[str, Any]]
@@ -151,7 +154,7 @@ def prepare(
         study=study,
         base_spec=spec,
         space=build_space(fields, study, spec, metadata["weight_keys"], metadata.get("part_keys")),
-        objective=resolve_objective(study, metadata),
+        goals=resolve_goals(study, metadata),
         full_epochs=_full_epochs(study, spec, metadata["fidelity"]),
     )
     make_rungs(study.algorithm, resolved.full_epochs)  # refuses rungs beyond the full run
@@ -407,8 +410,7 @@ def make_plan(prepared: Prepared, promotion: Sequence[tuple[str, str]]) -> Plan:
     row = row_of(resolved)
     ahead, source = forecast_of(prepared, existing)
     count = min(study.budget.trials or FIRST_TRIALS, max(FIRST_TRIALS, share.max_concurrent))
-    objective = resolved.objective
-    unit = f", {objective.unit}" if objective.unit else ""
+    objectives = [_objective_words(each) for each in resolved.goals.objectives]
     steps = [{"step": name, "does": sentence} for name, sentence in promotion]
     return Plan(
         study=study.name,
@@ -416,7 +418,10 @@ def make_plan(prepared: Prepared, promotion: Sequence[tuple[str, str]]) -> Plan:
         profile=study.profile,
         directory=str(prepared.directory),
         resumes=_resumes(existing),
-        objective=f"{objective.metric} {objective.direction}{unit}",
+        objective=objectives[0],
+        objectives=objectives,
+        constraints=[str(limit) for limit in resolved.goals.constraints],
+        costs=_costs(resolved.goals),
         weights=_weights(prepared),
         data={split: _words(getattr(study.data, split)) for split in SPLITS},
         parameters=[
@@ -448,6 +453,23 @@ def make_plan(prepared: Prepared, promotion: Sequence[tuple[str, str]]) -> Plan:
         at_the_end=steps if study.promote.enabled else [],
         engine=engine_in_words(resolved.base_spec),
     )
+
+
+def _objective_words(objective: Objective) -> str:
+    unit = f", {objective.unit}" if objective.unit else ""
+    return f"{objective.metric} {objective.direction}{unit}"
+
+
+def _costs(goals: Goals) -> str:
+    """How the costs of a structure are found out, and what is promoted."""
+    if not goals.weighs:
+        return ""
+    measured = (
+        f"{', '.join(goals.costs)} before a trial trains, once for each structure on this machine"
+        if goals.costs
+        else "nothing beside the training"
+    )
+    return f"{measured}; the knee of the front is promoted"
 
 
 def _weights(prepared: Prepared) -> str:
@@ -557,7 +579,9 @@ def render(plan: Plan) -> str:
 def _head(plan: Plan) -> str:
     lines = [
         f"Study {plan.study}: {plan.model}, profile {plan.profile}, in {plan.directory}/",
-        f"  objective   {plan.objective}",
+        *(f"  objective   {words}" for words in plan.objectives),
+        *(f"  constraint  {words}" for words in plan.constraints),
+        *([f"  measured    {plan.costs}"] if plan.costs else []),
         f"  data        train {plan.data['train']}; validation {plan.data['val']}",
         f"  algorithm   {plan.algorithm}",
         f"  rungs       compared after epochs {', '.join(map(str, plan.rungs))}"

@@ -11,14 +11,14 @@ import math
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from automl.contract import Objective, Setting, split_settings
+from automl.contract import PEAK_MEMORY, Objective, Setting, split_settings
 from automl.errors import StoreError, UnreadableError
 from automl.events import FORMAT_VERSION, Event, EventLog, read, write_error
 from automl.lock import (
@@ -31,6 +31,7 @@ from automl.lock import (
     release,
     take_ownership,
 )
+from automl.objectives import Goals, Point, front_of, knee_of
 from automl.study_spec import StudySpec
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class TrialRecord:
         retries: how often it was started again after a failure.
         moves: how often it was started again because its node had died.
         node: of the cluster that trains or trained it; empty without a cluster.
+        costs: what its structure costs on the device, by setting; None of the spec as it is.
     """
 
     id: int
@@ -105,6 +107,7 @@ class TrialRecord:
     retries: int = 0
     moves: int = 0
     node: str = ""
+    costs: dict[Setting | None, Mapping[str, float]] | None = None
 
     @cached_property
     def identity(self) -> str:
@@ -130,6 +133,19 @@ class TrialRecord:
     def settings(self) -> Mapping[Setting, Mapping[str, float]]:
         """The metrics of a complete trial with other values of a field; else empty."""
         return self.epochs[-1].settings if self.state == "complete" else {}
+
+    @property
+    def peak_memory(self) -> float | None:
+        """The largest memory use it reported, MiB."""
+        peaks = [record.metrics.get("peak_memory_mb") for record in self.epochs]
+        return max((peak for peak in peaks if peak is not None), default=None)
+
+    def cost(self, metric: str, setting: Setting | None = None) -> float | None:
+        """Return what a metric of the structure is with a setting, None where it is unknown."""
+        if metric == PEAK_MEMORY:
+            return self.peak_memory
+        costs = self.costs or {}
+        return costs.get(setting, {}).get(metric, costs.get(None, {}).get(metric))
 
     def value_at(self, epoch: int, metric: str) -> float | None:
         """Return the finite value of a metric after an epoch, else None."""
@@ -175,6 +191,7 @@ class Study:
         self._root = directory.resolve()
         self._clock = _Clock()
         self._best: TrialRecord | None = None  # asked for at every event, so it is kept
+        self._front: list[Point] = []
         for event in log.events if log else read(directory / EVENTS_FILE):
             self._apply(event)
 
@@ -211,6 +228,11 @@ class Study:
     def objective(self) -> Objective:
         """The metric that decides."""
         return self.resolved.objective
+
+    @property
+    def goals(self) -> Goals:
+        """All that decides: the objective, further ones, constraints."""
+        return self.resolved.goals
 
     @property
     def state(self) -> Literal["running", "finished", "interrupted"]:
@@ -266,10 +288,40 @@ class Study:
             return None
         return trial.value_at(self.resolved.full_epochs, self.objective.metric)
 
+    def points(self, among: Sequence[TrialRecord] | None = None) -> list[Point]:
+        """Return every way to use a complete trial of which all that decides is known."""
+        trials = self.trials if among is None else among
+        return [point for trial in trials for point in self._points_of(trial)]
+
+    def front(self) -> list[Point]:
+        """Return the points that keep the constraints and that no other one beats."""
+        return list(self._front)
+
+    def knee(self) -> Point | None:
+        """Return the point of the front with the best trade: what is promoted by default."""
+        return knee_of(self._front, self.goals)
+
+    def reached(self) -> tuple[TrialRecord, float] | None:
+        """Return the best value of the leading objective within the constraints, and its trial."""
+        best = self._best
+        if best is None:
+            return None
+        if self.goals.weighs:  # the front starts with the best by the leading objective
+            first = self._front[0]
+            return self.trials[first.trial], first.values[self.objective.metric]
+        value = self.value(best)
+        return None if value is None else (best, value)
+
     def best(self, among: Sequence[TrialRecord] | None = None) -> TrialRecord | None:
-        """Return the best complete trial at full fidelity; of equals the earlier one."""
+        """Return the best complete trial at full fidelity; of equals the earlier one.
+
+        With several objectives or constraints it is the trial of the knee of the front.
+        """
         if among is None:
             return self._best
+        if self.goals.weighs:
+            knee = knee_of(front_of(self.points(among), self.goals), self.goals)
+            return None if knee is None else self.trials[knee.trial]
         values = [(trial, self.value(trial)) for trial in among]
         scored = [(self.objective.loss(v), t.id, t) for t, v in values if v is not None]
         return min(scored, key=lambda item: item[:2])[2] if scored else None
@@ -372,13 +424,38 @@ class Study:
                 run.detail = event.get("detail", "")
                 run.ended = at
                 if event["kind"] == "trial_ended":
-                    self._best = self.best([run] if self._best is None else [self._best, run])
+                    self._rank(run)
+            case "trial_measured":
+                plain, others = split_settings(event["metrics"])
+                self._run(event).costs = {None: plain, **others}
             case "promotion_step":
                 self.promotion[event["step"]] = event
             case "study_ended":
                 self.end_reason = event.get("reason", "")
             case _:
                 pass
+
+    def _rank(self, ended: TrialRecord) -> None:
+        """Bring the best trial and the front up to date."""
+        if not self.goals.weighs:
+            self._best = self.best([ended] if self._best is None else [self._best, ended])
+            return
+        self._front = front_of([*self._front, *self._points_of(ended)], self.goals)
+        knee = self.knee()
+        self._best = None if knee is None else self.trials[knee.trial]
+
+    def _points_of(self, trial: TrialRecord) -> Iterator[Point]:
+        if self.value(trial) is None:
+            return
+        for setting in [*trial.settings] or [None]:
+            scores = trial.epochs[-1].metrics if setting is None else trial.settings[setting]
+            values = {
+                name: scores[name] if name in scores else trial.cost(name, setting)
+                for name in self.goals.units
+            }
+            known = {n: v for n, v in values.items() if v is not None and math.isfinite(v)}
+            if len(known) == len(values):
+                yield Point(trial.id, setting, known)
 
     def _runs_of(self, event: Mapping[str, Any]) -> tuple[Sequence[TrialRecord], int]:
         """Return the runs that an event belongs to, and which one of them it is about."""

@@ -20,6 +20,7 @@ from automl.confirm import confirm
 from automl.contract import Status, Trainable, find_trainable
 from automl.errors import AutoMLError, PromotionError, StudyLockedError, UnreadableError
 from automl.gain import gain, in_words
+from automl.measure import measurer
 from automl.objectives import as_read, score
 from automl.plan import (
     RESULTS,
@@ -44,7 +45,7 @@ from automl.resources import of_study
 from automl.runners import run_driver
 from automl.store import ResolvedStudy, Study, open_study, owner_of, read_lock
 from automl.study_spec import DataOption, get_path, load_study
-from automl.trial import TRIAL_VARIABLE, TrialDriver
+from automl.trial import TRIAL_VARIABLE, Measure, TrialDriver
 
 if TYPE_CHECKING:
     from automl.runners.ray_cluster import Node
@@ -374,8 +375,17 @@ def _run_trials(study: Study, prepared: Prepared, progress: bool, say: Say) -> N
     say(f"study {study.name}: forecast {time}{price} ({source})")
     algorithm = make_algorithm(settings, study.resolved.space, study)
     with _shown(study, prepared, progress) as live:
-        run_driver(TrialDriver(study, algorithm, prepared.trainable, live))
+        costs = _measurer(study, prepared, say) if study.goals.costs else None
+        run_driver(TrialDriver(study, algorithm, prepared.trainable, live, costs))
         confirm(study, prepared.trainable, live=live)
+
+
+def _measurer(study: Study, prepared: Prepared, say: Say) -> Measure:
+    checked = study.promotion["check"]["metrics"]
+    size = int(checked["height"]), int(checked["width"])
+    return measurer(
+        prepared.trainable, prepared.metadata, size, (RESULTS / "measured").resolve(), say
+    )
 
 
 def _shown(

@@ -138,6 +138,7 @@ class StudySpec:
     spec: Mapping[str, Any] = field(default_factory=dict[str, Any])
     data: DataChoice = field(default_factory=DataChoice)
     objectives: tuple[str, ...] = ()
+    constraints: tuple[str, ...] = ()
     search: SearchChoice = field(default_factory=SearchChoice)
     algorithm: AlgorithmChoice = field(default_factory=AlgorithmChoice)
     resources: ResourceChoice = field(default_factory=ResourceChoice)
@@ -448,9 +449,6 @@ def _check_rules(study: StudySpec, source: str, problems: list[Problem]) -> None
     if list(rungs) != sorted(set(rungs)) or rungs[0] < 1:
         got = f"got {list(rungs)}, allowed rising epochs from 1"
         problems.append(Problem(source, "algorithm.rungs", got))
-    if len(study.objectives) > 1:
-        got = f"got {len(study.objectives)} objectives, one is supported"
-        problems.append(Problem(source, "objectives", got, "Keep the one that decides"))
     if study.address is not None:
         _check_address(study, source, problems)
     for path, (low, high) in study.search.ranges.items():

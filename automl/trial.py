@@ -22,7 +22,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from automl.algorithms.rungs import Decision
 from automl.algorithms.table import Algorithm
@@ -39,6 +39,17 @@ FAILURES_IN_A_ROW = 3
 MOST_MOVES = 3  # beyond, a dead node counts as a failure: the trial may be what kills it
 
 Cause = Literal["new", "resumed", "retried", "moved"]
+
+
+class Costs(NamedTuple):
+    """What a structure costs on the device; `detail` says why nothing is known."""
+
+    metrics: Mapping[str, float]
+    detail: str = ""
+
+
+Measure = Callable[[Mapping[str, Any]], Costs]
+"""Complete spec of a trial -> what its structure costs."""
 
 
 @dataclass(frozen=True)
@@ -422,9 +433,14 @@ class TrialDriver(Driver):
         algorithm: Algorithm,
         trainable: str,
         on_event: Callable[[Mapping[str, Any]], None] | None = None,
+        measure: Measure | None = None,
     ) -> None:
-        """Close or queue what an earlier session left running."""
+        """Close or queue what an earlier session left running.
+
+        `measure` tells what the structure of a spec costs, before the trial trains.
+        """
         self._algorithm = algorithm
+        self._measure = measure
         self._budget = Budget.of(study.resolved.study)
         self._space_used_up = False
         super().__init__(study, trainable, on_event)
@@ -458,6 +474,18 @@ class TrialDriver(Driver):
     def _decide(self, number: int, epoch: int, value: float) -> Decision:
         return self._algorithm.stop(number, epoch, value)
 
+    def _job(self, record: TrialRecord, checkpoint: Path | None) -> Job:
+        if self._measure is not None and record.costs is None:
+            costs = self._measure(self._spec(record))
+            if costs.detail and record.id == 0:
+                raise StudyFailedError(
+                    f"{self.study.directory}: the baseline cannot be measured, so no trial could"
+                    f" be: {costs.detail}"
+                )
+            facts = {"metrics": costs.metrics, "detail": costs.detail}
+            self._append({"kind": "trial_measured", "trial": record.id, **facts})
+        return super()._job(record, checkpoint)
+
     def _spec(self, record: TrialRecord) -> dict[str, Any]:
         resolved = self.study.resolved
         return resolved.space.apply(resolved.base_spec, record.params)
@@ -467,8 +495,9 @@ class TrialDriver(Driver):
 
     def _keeps(self, record: TrialRecord) -> bool:
         best = self.study.best()
-        kept = record.id == 0 or (best is not None and record.id == best.id)
-        return kept and record.state == "complete"
+        wanted = {0, *(point.trial for point in self.study.front())}
+        wanted |= {best.id} if best is not None else set()
+        return record.id in wanted and record.state == "complete"
 
 
 def _decided_state(record: TrialRecord) -> str | None:

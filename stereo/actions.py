@@ -1,8 +1,9 @@
 """The verbs, each a short recipe of calls; `ACTIONS` names them.
 
-Two actions serve a study and are no verbs: `check` reads everything a training run will read, and
-`pictures` writes the panels of the report. Every action leaves experiment.yaml, provenance.json,
-status.json and a log in its directory, failures included.
+Three actions serve a study and are no verbs: `check` reads everything a training run will read,
+`measure` finds what a network costs on the device, `pictures` writes the panels of the report.
+Every action leaves experiment.yaml, provenance.json, status.json and a log in its directory,
+failures included.
 """
 
 from __future__ import annotations
@@ -429,6 +430,14 @@ def check(job: Job) -> ActionResult:
     return ActionResult("ok", metrics, {"data": job.directory / "data.json"})
 
 
+def measure(job: Job) -> ActionResult:
+    """Find out what the network costs where it runs, without training it."""
+    from stereo.export.cost import measure_costs
+
+    metrics = measure_costs(job.spec, job.directory, job.tell)
+    return ActionResult("ok", metrics, {}, "timed in ONNX Runtime, one thread")
+
+
 def _read_all(spec: ExperimentSpec, splits: Sequence[str]) -> dict[str, SplitFacts]:
     """Read every file of the splits once, with a bar on a terminal."""
     from stereo.data.preflight import preflight
@@ -502,7 +511,8 @@ ACTIONS: dict[str, Callable[[Job], ActionResult]] = {
     "gen_trt_engine": gen_trt_engine,
     "quantize": quantize,
     "check": check,
+    "measure": measure,
     "pictures": pictures,
 }
 # The verb whose required fields an internal action shares.
-SPEC_OF = {"check": "train", "pictures": "evaluate"}
+SPEC_OF = {"check": "train", "measure": "train", "pictures": "evaluate"}

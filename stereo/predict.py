@@ -25,6 +25,7 @@ from stereo.errors import EngineError, SpecError, SpecProblem
 from stereo.geometry import Tiles
 from stereo.nets.folding import fold_norms
 from stereo.registry import entry_for, load_weights, other_meanings
+from stereo.spec.experiment import NOT_IN_GRAPH
 from stereo.spec.rules import value_at
 from stereo.tasks import InputSizes, Network, Size, Task
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from stereo.spec.experiment import ExperimentSpec
 
 # Fields of `model` that a graph does not fix: its own iterations are in its sidecar.
-FREE_FIELDS = ("train_iters", "valid_iters", "low_memory", "mixed_precision", "compile")
+FREE_FIELDS = (*NOT_IN_GRAPH, "valid_iters")
 
 PERCENTILES = (50, 90, 99)  # of the latency
 

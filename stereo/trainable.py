@@ -42,7 +42,7 @@ class DepthNet:
         """Run one action with its files in `results_dir`; mistakes come back as a status.
 
         Args:
-            action: a verb of `depth_net`, or `check` or `pictures` (see `stereo.actions`).
+            action: a verb of `depth_net`, or `check`, `measure`, `pictures` (see `stereo.actions`).
             spec: the experiment spec as plain mappings; missing keys take their defaults.
             results_dir: directory of this action, created when missing.
             report: called after every validation of `train` with the number of finished epochs,

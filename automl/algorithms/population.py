@@ -19,7 +19,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from automl.algorithms.cube import Cube
-from automl.algorithms.curves import curve_of
+from automl.algorithms.curves import curve_of, told_loss
 from automl.algorithms.samplers import (
     FAILED,
     FAILED_LOSS,
@@ -29,6 +29,7 @@ from automl.algorithms.samplers import (
 )
 from automl.contract import Objective
 from automl.errors import Problem, StudySpecError
+from automl.objectives import Constraint, Goals
 from automl.space import SearchSpace
 from automl.store import TrialRecord
 
@@ -126,31 +127,54 @@ class GeneticSampler:
 
     space: SearchSpace
     seed: int
-    objective: Objective
+    goals: Goals
 
     def suggest(self, trials: Sequence[TrialRecord], number: int, retry: int) -> dict[str, Any]:
-        """Return a child of the last whole generation."""
+        """Return a child of the last whole generation; its fittest are the front so far."""
         import optuna
+        from optuna.study import StudyDirection
         from optuna.trial import TrialState, create_trial
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         sampler = optuna.samplers.NSGAIISampler(
             population_size=POPULATION, seed=derived_seed(self.seed, number, retry)
         )
-        study = optuna.create_study(direction="minimize", sampler=sampler)
+        directions = [StudyDirection.MINIMIZE for _ in self.goals.objectives]
+        study = optuna.create_study(directions=directions, sampler=sampler)
         ended = [trial for trial in trials if trial.state != "running"]
-        for index, loss in enumerate(_losses(ended, self.objective)):
+        for index, loss in enumerate(_losses(ended, self.goals.leading)):
             params, distributions = inward(self.space, ended[index].params)
+            others = [_other_loss(ended[index], each) for each in self.goals.others]
+            beyond = [_excess(ended[index], limit) for limit in self.goals.constraints]
             study.add_trial(
                 create_trial(
                     state=TrialState.COMPLETE,
-                    value=loss,
+                    values=[loss, *others],
                     params=params,
                     distributions=distributions,
-                    system_attrs={"NSGAIISampler:generation": index // POPULATION},
+                    system_attrs={
+                        "NSGAIISampler:generation": index // POPULATION,
+                        **({"constraints": beyond} if beyond else {}),
+                    },
                 )
             )
         return suggested(study.ask(), self.space)
+
+
+def _other_loss(trial: TrialRecord, objective: Objective) -> float:
+    """Return the loss of a further objective; the worst of a trial that failed or lacks it."""
+    value = _value(trial, objective.metric)
+    return FAILED_LOSS if trial.state in FAILED or value is None else told_loss(value, objective)
+
+
+def _excess(trial: TrialRecord, limit: Constraint) -> float:
+    value = _value(trial, limit.metric)
+    return FAILED_LOSS if value is None else limit.excess(value)
+
+
+def _value(trial: TrialRecord, metric: str) -> float | None:
+    value = trial.value_at(trial.last_epoch, metric)
+    return trial.cost(metric) if value is None else value
 
 
 def _losses(trials: Sequence[TrialRecord], objective: Objective) -> list[float]:

@@ -32,6 +32,7 @@ from automl.algorithms.samplers import (
     derived_seed,
     grid_levels,
 )
+from automl.algorithms.weighing import is_hopeless, rivals, weighed
 from automl.errors import Problem, StudySpecError
 from automl.space import SearchSpace
 from automl.store import ResolvedStudy, Study, TrialRecord, identity
@@ -66,6 +67,7 @@ NAMES: dict[str, Row] = {
     "dehb": Row("evolution", "hyperband", "hyperband with differential evolution"),
 }
 ALIASES = {"bayesian": "gp"}
+WEIGHS_ITSELF = ("nsga2", "random", "grid")  # samplers that several objectives do not bother
 SAMPLERS = ("tpe", "gp", "bfbo", "cmaes", "random", "grid", "nsga2", "evolution")
 
 _CLONES = "needs trials that take over another's weights while they run, which no runner can do yet"
@@ -98,14 +100,21 @@ class Algorithm:
     base_spec: Mapping[str, Any]
     store: Study
 
+    def _seen(self, number: int) -> Sequence[TrialRecord]:
+        """Return the trials as the sampler sees them."""
+        if self.row.sampler in WEIGHS_ITSELF:
+            return self.store.trials
+        return weighed(self.store.trials, self.store.goals, self.store.resolved.study.seed, number)
+
     def ask(self) -> tuple[int, dict[str, Any]] | None:
         """Return the next trial: its number and parameters that no trial before it had.
 
         The answer is the same until `trial_started` is in the log. None: the space is finite and
         used up.
         """
-        params = _propose(self.sampler, self.space, self.base_spec, self.store.trials)
-        return None if params is None else (len(self.store.trials), params)
+        number = len(self.store.trials)
+        params = _propose(self.sampler, self.space, self.base_spec, self._seen(number))
+        return None if params is None else (number, params)
 
     def stop(self, trial: int, epoch: int, value: float) -> Decision:
         """Decide what happens to a trial whose objective is `value` after a finished epoch.
@@ -113,16 +122,21 @@ class Algorithm:
         Call it before this epoch is in the log, and log what it answers.
         """
         rungs = self.rungs.of(trial)
+        own_record, goals = self.store.trials[trial], self.store.goals
+        if trial > 0 and epoch < rungs.full_epochs and is_hopeless(own_record, goals):
+            return Decision("stop", None)
         at = rungs.compared_at(epoch)
         if at is None or epoch >= rungs.full_epochs:
             return rungs.decide(trial, epoch, {}, {})
         objective = self.store.objective
         sign = 1 if objective.direction == "minimize" else -1
         peers = [
-            t for t in self.store.trials if self.rungs.bracket(t.id) == self.rungs.bracket(trial)
+            t
+            for t in rivals(self.store.trials, own_record, goals)
+            if self.rungs.bracket(t.id) == self.rungs.bracket(trial)
         ]
         reached = losses_at(peers, [at], objective.metric, sign, without=trial)
-        own = value if at == epoch else self.store.trials[trial].value_at(at, objective.metric)
+        own = value if at == epoch else own_record.value_at(at, objective.metric)
         loss = math.nan if own is None else objective.loss(own)
         planned = self.store.resolved.study.budget.trials
         to_come = math.inf if planned is None else max(0, planned - len(self.store.trials))
@@ -139,7 +153,11 @@ class Algorithm:
         if learnt is None:
             return None
         full = self.rungs.full_epochs
-        best = min(learnt.forecast(curve).mean for curve in curves if full in curve)
+        beside = {record.id for record in rivals(trials, trials[trial], self.store.goals)}
+        complete = [curve for number, curve in enumerate(curves) if number in beside]
+        best = min((learnt.forecast(c).mean for c in complete if full in c), default=None)
+        if best is None:
+            return None
         own = learnt.forecast(curves[trial])
         return statistics.NormalDist(own.mean, math.sqrt(own.variance)).cdf(best)
 
@@ -199,6 +217,18 @@ def row_of(resolved: ResolvedStudy) -> Row:
     Raises:
         StudySpecError: unknown name, sampler or pruner.
     """
+    row = _chosen_row(resolved)
+    if not resolved.goals.others:
+        return row
+    if row.sampler == "nsga2":
+        return replace(row, when=f"{row.when}; it breeds a front of all objectives")
+    if row.sampler in WEIGHS_ITSELF:
+        return row
+    reason = "each proposal weighs the objectives anew, so that trials that end early teach too"
+    return replace(row, when=f"{row.when}; {reason}")
+
+
+def _chosen_row(resolved: ResolvedStudy) -> Row:
     choice = resolved.study.algorithm
     row = resolve(choice)
     if choice.name != "auto" or choice.sampler is not None:
@@ -295,7 +325,7 @@ def _cma(resolved: ResolvedStudy, seed: int) -> Sampler:
 def _nsga2(resolved: ResolvedStudy, seed: int) -> Sampler:
     from automl.algorithms.population import GeneticSampler
 
-    return GeneticSampler(resolved.space, seed, resolved.objective)
+    return GeneticSampler(resolved.space, seed, resolved.goals)
 
 
 def _evolution(resolved: ResolvedStudy, seed: int) -> Sampler:

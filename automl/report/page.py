@@ -65,7 +65,7 @@ def trials_frame(study: Study) -> pd.DataFrame:
     for parameter in study.resolved.space.parameters:
         if parameter.type == "int":  # empty cells would turn whole numbers into 16.0
             frame[parameter.path] = frame[parameter.path].astype("Int64")
-    frame["peak_memory_mb"] = [sections.peak_memory(trial) for trial in study.trials]
+    frame["peak_memory_mb"] = [trial.peak_memory for trial in study.trials]
     for epoch in range(1, study.resolved.full_epochs + 1):
         frame[f"{metric}@{epoch}"] = [trial.value_at(epoch, metric) for trial in study.trials]
     names = {name for trial in study.trials for record in trial.epochs for name in record.metrics}

@@ -211,7 +211,7 @@ def trials(study: Study) -> Html:
         look = kind(study, trial)
         if look in ("best", "baseline"):
             marked[len(rows)] = look
-        peak = peak_memory(trial)
+        peak = trial.peak_memory
         rows.append(
             (
                 str(trial.id),
@@ -233,12 +233,6 @@ def _baseline_at(study: Study, epoch: int) -> float | None:
     return baseline.value_at(epoch, study.objective.metric) if baseline else None
 
 
-def peak_memory(trial: TrialRecord) -> float | None:
-    """Return the largest memory use a trial reported, MiB."""
-    peaks = [record.metrics.get("peak_memory_mb") for record in trial.epochs]
-    return max((peak for peak in peaks if peak is not None), default=None)
-
-
 def cost(study: Study) -> Html:
     """Time, epochs and memory of the whole study."""
     share = of_study(study.resolved.study)
@@ -247,7 +241,7 @@ def cost(study: Study) -> Html:
     again = sum(run.seconds for run in study.confirmations)
     epochs = sum(trial.last_epoch for trial in study.trials)
     failed = sum(trial.seconds for trial in study.trials if trial.state in FAILURES)
-    peaks = [peak for trial in study.trials if (peak := peak_memory(trial)) is not None]
+    peaks = [peak for trial in study.trials if (peak := trial.peak_memory) is not None]
     full = len(study.trials) * _full(study)
     hours = number((seconds + again) * per / 3600)
     spent = Budget.of(study.resolved.study).spent(study)

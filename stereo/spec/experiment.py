@@ -347,6 +347,17 @@ RELATIVE_METRICS: Mapping[str, Mapping[str, Any]] = {
 }
 """The same of aligned inverse depth, which has no unit and no scale that data sets share."""
 
+COSTS: Mapping[str, Mapping[str, Any]] = {
+    "model/parameters": {"direction": "minimize", "unit": ""},
+    "engine/latency_ms": {"direction": "minimize", "unit": "ms"},
+    "engine/size_mb": {"direction": "minimize", "unit": "MB"},
+    "train/peak_memory_mb": {"direction": "minimize", "unit": "MiB"},
+}
+"""What a network costs; a study may weigh it against the metrics."""
+
+NOT_IN_GRAPH = ("train_iters", "low_memory", "mixed_precision", "compile")
+"""Fields of `model` that the exported graph does not depend on."""
+
 SHORTHANDS: Mapping[str, str] = {
     "num_epochs": "train.num_epochs",
     "train_batch_size": "dataset.train_dataset.batch_size",

@@ -27,7 +27,14 @@ from typing import Any, cast
 
 import stereo
 from stereo.files import write_bytes
-from stereo.spec.experiment import ACTIONS, DATA_KEYS, FIDELITY, Action
+from stereo.spec.experiment import (
+    ACTIONS,
+    COSTS,
+    DATA_KEYS,
+    FIDELITY,
+    NOT_IN_GRAPH,
+    Action,
+)
 from stereo.spec.fields import MISSING, Node, Scale, range_words, walk
 from stereo.spec.models import MODELS, Model
 
@@ -411,6 +418,8 @@ def model_metadata(model: Model) -> dict[str, Any]:
         "checkpoint_mb": model.checkpoint_mb,
         "seconds_per_epoch": dict(model.seconds_per_epoch),
         "metrics": {name: dict(facts) for name, facts in model.metrics.items()},
+        "costs": {name: dict(facts) for name, facts in COSTS.items()},
+        "structure": {"sections": ["model"], "without": [f"model.{n}" for n in NOT_IN_GRAPH]},
         "parity_limits": {name: dict(limits) for name, limits in model.parity_limits.items()},
         "data_keys": dict(DATA_KEYS),
         "default_dataset": model.default_dataset,

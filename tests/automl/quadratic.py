@@ -72,6 +72,7 @@ class Quadratic:
         full = _merged(_defaults(schema), spec)
         steps: dict[str, Any] = {
             "check": _check,
+            "measure": _measure,
             "evaluate": _evaluate,
             "export": _export,
             "gen_trt_engine": _engine,
@@ -176,6 +177,17 @@ def _check(spec: Mapping[str, Any], directory: Path) -> Result:
                 counts[f"samples_{split}"] = number
     mixed = float(spec["behaviour"]["mixed_sizes"])
     return Result("ok", {**counts, "height": 64.0, "width": 96.0, "mixed_sizes": mixed})
+
+
+def _measure(spec: Mapping[str, Any], directory: Path) -> Result:
+    """A wider model is slower, and so is one more step."""
+    width, steps = spec["model"]["width"], spec["behaviour"]["steps"]
+    if width in spec["behaviour"]["unmeasurable"]:
+        return Result("failed", detail=f"a width of {width} cannot be exported")
+    metrics = {"model/parameters": 10.0 * width, "engine/latency_ms": float(width + 4 * steps)}
+    for step in range(1, steps + 1):
+        metrics[f"behaviour.steps={step}/engine/latency_ms"] = float(width + 4 * step)
+    return Result("ok", metrics)
 
 
 def _evaluate(spec: Mapping[str, Any], directory: Path) -> Result:

@@ -8,7 +8,7 @@ from typing import Any
 
 from automl.algorithms.table import make_algorithm
 from automl.budget import Budget
-from automl.objectives import resolve_objective
+from automl.objectives import resolve_goals
 from automl.space import build_space, read_fields
 from automl.store import ResolvedStudy, Study
 from automl.study_spec import StudySpec, base_spec, get_path, study_from_dict
@@ -32,7 +32,7 @@ def resolved(directory: Path, **keys: Any) -> ResolvedStudy:
     schema = json.loads((MODEL_DIR / "train.schema.json").read_text())
     space = build_space(read_fields(schema), study, base, model["weight_keys"])
     full = get_path(base, model["fidelity"])
-    return ResolvedStudy(study, base, space, resolve_objective(study, model), full)
+    return ResolvedStudy(study, base, space, resolve_goals(study, model), full)
 
 
 def start(study: Study, trial: int, params: dict[str, Any], resumed_from: int = 0) -> None:
@@ -85,6 +85,9 @@ def _train(study: Study, algorithm: Any, limit: int | None) -> None:
                       "rung": decision.rung})  # fmt: skip
         return decision.action == "stop"
 
+    if study.goals.costs and trial.costs is None:
+        costs = Quadratic().run("measure", spec, study.trial_directory(trial.id)).metrics
+        study.append({"kind": "trial_measured", "trial": trial.id, "metrics": costs, "detail": ""})
     if not trial.epochs or trial.epochs[-1].decision == "continue":
         result = Quadratic().run("train", spec, study.trial_directory(trial.id), report)
         if result.status != "ok":

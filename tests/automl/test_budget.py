@@ -136,3 +136,32 @@ def test_a_cost_without_its_price_is_refused(tmp_path, budget, words):
     file.write_text(json.dumps({"model": "quadratic", "budget": budget}))
     with pytest.raises(StudySpecError, match=words):
         load_study(file)
+
+
+@pytest.fixture
+def front(tmp_path):
+    """Trial 0: 2 px at 20 ms; trial 1 breaks the limit; trial 2 is on the front, 3 adds nothing."""
+    objectives, constraints = ["val/epe", "engine/latency_ms"], ["engine/latency_ms <= 30"]
+    resolved = studies.resolved(tmp_path, objectives=objectives, constraints=constraints)
+    study = open_study(resolved, tmp_path / "front")
+    for trial, (epe, latency) in enumerate([(2.0, 20.0), (1.0, 40.0), (3.0, 10.0), (3.0, 10.0)]):
+        studies.start(study, trial, {"train.flip": trial / 10})
+        costs = {"engine/latency_ms": latency}
+        study.append({"kind": "trial_measured", "trial": trial, "metrics": costs, "detail": ""})
+        for epoch in range(1, resolved.full_epochs + 1):
+            studies.finish_epoch(study, trial, epoch, epe)
+        studies.end(study, trial, "complete")
+    yield study
+    study.close()
+
+
+def test_a_target_is_reached_by_what_keeps_the_constraints(front):
+    assert [point.trial for point in front.front()] == [0, 2]
+    reached = Budget(BudgetChoice(target=2.0)).overrun(front)
+    assert reached == "trial 0 reached val/epe 2 (budget.target 2)"
+    assert Budget(BudgetChoice(target=1.5)).overrun(front) is None  # trial 1 did, at 40 ms
+
+
+def test_trials_that_add_nothing_to_the_front_end_the_study(front):
+    assert "the front covers" in Budget(BudgetChoice(no_improvement=1)).exhausted(front)
+    assert Budget(BudgetChoice(no_improvement=2)).exhausted(front) is None

@@ -11,6 +11,7 @@ import pytest
 
 from automl.contract import Objective
 from automl.gain import gain, in_words, interval
+from automl.objectives import Goals
 from automl.store import Study, open_study
 from tests.automl import studies
 
@@ -88,7 +89,7 @@ def test_a_winner_that_is_worse_on_other_seeds_is_told(study):
 
 def test_larger_is_better_where_the_objective_says_so(tmp_path):
     settings = studies.resolved(tmp_path, confirm=3, spec={"train": {"num_epochs": 1}})
-    upward = replace(settings, objective=Objective("val/epe", "maximize", "px"))
+    upward = replace(settings, goals=Goals(Objective("val/epe", "maximize", "px")))
     study = open_study(upward, tmp_path / "s")
     trial(study, 0, 1.0)
     trial(study, 1, 2.0)

@@ -277,3 +277,32 @@ def test_the_plan_says_what_trials_start_from(study_file: Path) -> None:
     partial = plan_of(study_file, given)
     assert "allow_partial_load: what does not fit a trial starts new and is listed" in partial
     assert "model.width" in partial.partition("Not searched")[0]
+
+
+def test_the_plan_shows_objectives_constraints_and_how_costs_are_known(study_file: Path) -> None:
+    before = plan_of(study_file)
+    study_file.write_text(
+        STUDY
+        + "objectives: [engine/latency_ms, val/epe minimize]\n"
+        + "constraints: [engine/latency_ms <= 33, model/parameters <= 1e5]\n"
+    )
+
+    text = plan_of(study_file)
+
+    assert "  objective   val/epe minimize, px\n" in text
+    assert "  objective   engine/latency_ms minimize, ms\n" in text
+    assert "  constraint  engine/latency_ms <= 33 ms\n" in text
+    assert "  constraint  model/parameters <= 100000\n" in text
+    assert "measured    engine/latency_ms, model/parameters before a trial trains, once" in text
+    assert "each proposal weighs the objectives anew" in text
+    assert "the knee of the front is promoted" in text
+    assert before.count("objective") == 1
+    assert "constraint" not in before
+
+
+def test_wrong_objectives_and_constraints_are_refused_before_anything_runs(
+    study_file: Path,
+) -> None:
+    study_file.write_text(STUDY + "objectives: [val/epo]\nconstraints: [engine/latency_ms = 3]\n")
+    with pytest.raises(StudySpecError, match=r"(?s)val/epo.*Did you mean val/epe.*latency_ms = 3"):
+        plan_of(study_file)

@@ -9,6 +9,7 @@ import pytest
 
 from automl.contract import Objective
 from automl.errors import NoResultError, PromotionError, TrainableError
+from automl.objectives import Goals
 from automl.promote.chain import StepChoiceError, promote
 from automl.promote.isolated import run_action
 from automl.space import Parameter, SearchSpace
@@ -42,7 +43,9 @@ def make_study(
         budget=BudgetChoice(trials=4),
         promote=PromoteChoice(limits=limits or {}),
     )
-    resolved = ResolvedStudy(spec, base, SPACE, Objective("val/epe", "minimize", "px"), EPOCHS)
+    resolved = ResolvedStudy(
+        spec, base, SPACE, Goals(Objective("val/epe", "minimize", "px")), EPOCHS
+    )
     study = open_study(resolved, root / "study")
     for number, flip in enumerate(flips):
         train(study, number, {"train.flip": flip})

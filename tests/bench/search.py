@@ -23,6 +23,7 @@ from typing import Any
 
 from automl.algorithms.table import make_algorithm
 from automl.contract import Objective
+from automl.objectives import Goals
 from automl.replay import memory_study
 from automl.space import Parameter, SearchSpace
 from automl.store import ResolvedStudy
@@ -56,7 +57,7 @@ class Searcher:
             study=study_from_dict(tree, "bench"),
             base_spec=base,
             space=SearchSpace(tuple(parameter(row) for row in space)),
-            objective=Objective(METRIC, "minimize"),
+            goals=Goals(Objective(METRIC, "minimize")),
             full_epochs=full_epochs,
             code_version="bench",
         )

@@ -14,6 +14,7 @@ from automl.algorithms.population import (
 from automl.algorithms.samplers import RandomSampler
 from automl.contract import Objective
 from automl.errors import StudySpecError
+from automl.objectives import Constraint, Goals
 from automl.space import SearchSpace
 from automl.store import TrialRecord
 from tests.automl.algorithms.trials import SPACE, trial
@@ -27,7 +28,7 @@ def sampler(name: str, space: SearchSpace = SPACE):
         pytest.importorskip("cmaes")
         return CMASampler(space, 1, OBJECTIVE)
     if name == "nsga2":
-        return GeneticSampler(space, 1, OBJECTIVE)
+        return GeneticSampler(space, 1, Goals(OBJECTIVE))
     return DifferentialEvolution(space, 1, OBJECTIVE, (1, 3))
 
 
@@ -79,3 +80,29 @@ def test_without_its_package_cmaes_is_refused_before_the_first_trial(monkeypatch
     monkeypatch.setitem(sys.modules, "cmaes", None)
     with pytest.raises(StudySpecError, match=r"cmaes is not installed.*pip install cmaes"):
         CMASampler(SPACE, 0, OBJECTIVE)
+
+
+def test_nsga2_breeds_from_the_front_and_from_what_keeps_the_constraints():
+    """Early trials have the smaller error, late ones cost less; the limit leaves the last two."""
+    speed = Objective("engine/latency_ms", "minimize", "ms")
+    goals = Goals(OBJECTIVE, (speed,), (), (speed.metric,))
+    limited = Goals(OBJECTIVE, (speed,), (Constraint(speed.metric, "<=", 10.0),), (speed.metric,))
+
+    def told(costs) -> list[TrialRecord]:
+        trials = []
+        for number, params in enumerate(points):
+            trials.append(trial(number, params, "complete", 3.0, 2.0, 1 + number / 10))
+            trials[-1].costs = {None: {speed.metric: costs(number)}}
+        return trials
+
+    points = [RandomSampler(SPACE, 0).suggest([], number, 0) for number in range(POPULATION)]
+    one = GeneticSampler(SPACE, 1, Goals(OBJECTIVE))
+    both, kept = GeneticSampler(SPACE, 1, goals), GeneticSampler(SPACE, 1, limited)
+    falling = told(lambda number: 18.0 - number)  # every trial is on the front
+    children = [
+        [sampler.suggest(falling, POPULATION + n, 0) for n in range(8)]
+        for sampler in (one, both, kept)
+    ]
+    assert children[0] != children[1]  # one objective: only the first trials are fit
+    assert children[1] != children[2]
+    assert children[0] == [one.suggest(told(lambda n: n), POPULATION + n, 0) for n in range(8)]

@@ -15,7 +15,7 @@ from typing import Any
 
 from automl.algorithms.table import Algorithm, make_algorithm
 from automl.errors import AutoMLError
-from automl.objectives import resolve_objective
+from automl.objectives import resolve_goals
 from automl.space import build_space, read_fields
 from automl.store import ResolvedStudy, Study, open_study
 from automl.study_spec import base_spec, merge, set_path, study_from_dict
@@ -52,7 +52,7 @@ def open_quadratic(
     set_path(base, "train.num_epochs", epochs)
     base = merge(base, {"behaviour": behaviour or {}})
     space = build_space(read_fields(schema), study, base, model["weight_keys"])
-    resolved = ResolvedStudy(study, base, space, resolve_objective(study, model), epochs)
+    resolved = ResolvedStudy(study, base, space, resolve_goals(study, model), epochs)
     return open_study(resolved, root / "study")
 
 
