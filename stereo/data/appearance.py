@@ -12,6 +12,7 @@ Source: design page data.md, section 9.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -30,10 +31,16 @@ _FLAT_SHARE = 0.15  # of the surfaces use one of those
 
 
 class Painter:
-    """Colours of surfaces: each shows one texture under its own rotation, scale and offset."""
+    """Colours of surfaces: each shows one texture under its own rotation, scale and offset.
 
-    def __init__(self, rng: np.random.Generator, surfaces: int, seed: int) -> None:
-        self._atlas = _texture_atlas(seed)
+    Args:
+        rng: of the scene.
+        surfaces: their number.
+        pool: fixes the textures to choose from.
+    """
+
+    def __init__(self, rng: np.random.Generator, surfaces: int, pool: tuple[int, ...]) -> None:
+        self._atlas = _texture_atlas(pool)
         scale, angle = rng.uniform(0.6, 1.6, surfaces), rng.uniform(-np.pi, np.pi, surfaces)
         self._cos = (scale * np.cos(angle)).astype(np.float32)
         self._sin = (scale * np.sin(angle)).astype(np.float32)
@@ -53,6 +60,30 @@ class Painter:
         u = _mirrored(cos * x - sin * rows + self._u[ids])
         v = _mirrored(sin * x + cos * rows + self._v[ids]) + self._top[ids]
         return _floats(cv2.remap(self._atlas, u + _TILE_PAD, v, cv2.INTER_LINEAR))
+
+
+@dataclass(frozen=True)
+class Haze:
+    """Air of one colour that takes over with distance.
+
+    Attributes:
+        colour: RGB, 0..255.
+        reach: depth in m at which a third of a surface's own colour is left.
+    """
+
+    colour: FloatMap
+    reach: float
+
+    def over(self, view: FloatMap, depth: Coordinates) -> FloatMap:
+        """The view (H, W, 3) of surfaces at `depth` (H, W) m, seen through the air."""
+        left = np.exp(-depth / self.reach).astype(np.float32)[..., None]
+        return _floats(left * view + (1 - left) * self.colour)
+
+
+def draw_haze(rng: np.random.Generator) -> Haze:
+    """The air of one scene: bright, almost grey; what is 9 m away is barely seen."""
+    colour = rng.uniform(185, 205) + rng.uniform(-4, 4, 3)
+    return Haze(colour.astype(np.float32), float(rng.uniform(2.5, 3)))
 
 
 def expose(rng: np.random.Generator, views: Sequence[FloatMap]) -> list[FloatMap]:
@@ -80,10 +111,10 @@ def _mirrored(coordinate: npt.NDArray[Any]) -> FloatMap:
 
 
 @lru_cache(maxsize=2)
-def _texture_atlas(seed: int) -> FloatMap:
-    """The textures of a set, one below the other with reflected borders, float32 RGB."""
+def _texture_atlas(pool: tuple[int, ...]) -> FloatMap:
+    """The textures of a pool, one below the other with reflected borders, float32 RGB."""
     tiles = [
-        _texture(np.random.default_rng((seed, 10**6 + number)), is_flat=number >= _TEXTURES)
+        _texture(np.random.default_rng((*pool, 10**6 + number)), is_flat=number >= _TEXTURES)
         for number in range(_TEXTURES + _FLAT_TEXTURES)
     ]
     pad = [(_TILE_PAD, _TILE_PAD), (_TILE_PAD, _TILE_PAD), (0, 0)]

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stereo.data.appearance import Painter, expose, to_uint8
+from stereo.data.appearance import Painter, draw_haze, expose, to_uint8
 from stereo.data.encodings import BoolMap, FloatMap, Image
 from stereo.data.layouts import LAYOUTS, LayoutFolder, write_annotations, write_middlebury
 from stereo.data.scenes import draw_scene
@@ -37,6 +37,7 @@ GENERATOR_VERSION = 1  # part of the written data's identity: raise it when any 
 
 _MAX_DISPARITY = 255.0  # px, what every layout can hold
 _MAX_PAIRS = 100_000
+_IMAGES_PER_POOL = 32  # that tell depth: with one pool of textures a network learns them by heart
 _MIN_SIDE, _MAX_SIDE = 16, 4096  # px
 _EMBEDDED_NAME = "embedded"  # beside the layouts' names
 _STEREO_HEADING = "Dataset classes that read it, as options of `automl study MODEL`:"
@@ -81,7 +82,7 @@ class GeneratedPair:
 
 @dataclass(frozen=True)
 class EmbeddedLayout:
-    """What `write_embedded` writes; the only home of these numbers."""
+    """What `write_embedded` and `write_embedded_images` write; the only home of these numbers."""
 
     train_pairs: int = 30
     train_size: tuple[int, int] = (128, 192)  # H, W px
@@ -99,7 +100,7 @@ EMBEDDED_LARGE = EmbeddedLayout(
 # Images of one size: depth of a single image follows its field of view. Disparity up to a quarter
 # of the width gives depth of 0.4 to 9 m.
 EMBEDDED_IMAGES = EmbeddedLayout(
-    train_pairs=48, train_size=(126, 168), val_size=(126, 168), max_disparity=42.0
+    train_pairs=320, train_size=(126, 168), val_size=(126, 168), max_disparity=42.0
 )
 EMBEDDED_IMAGES_LARGE = EmbeddedLayout(
     train_pairs=240, train_size=(336, 448), val_size=(336, 448), val_pairs=32, max_disparity=112.0
@@ -124,24 +125,36 @@ def generate(
     width: int,
     max_disparity: float | None = None,
     photometric: bool = True,
+    depth_cues: bool = False,
 ) -> GeneratedPair:
     """The pair number `index` of the set `seed`; equal arguments give equal bytes.
 
     Args:
-        seed: of the set; it also fixes the pool of textures.
+        seed: of the set; it also fixes the pool of textures, or pools with `depth_cues`.
         index: of the pair within the set.
         height: H in px.
         width: W in px.
         max_disparity: D in px; every disparity is below it. None = W / 4.
         photometric: give the views different exposure, blur, vignette and noise.
+        depth_cues: let a single view tell depth as photos do: textures have a size in metres, so
+            they shrink with distance, and haze lies over what is far. Geometry stays the same.
     """
     rng = np.random.default_rng((seed, index))
     scene = draw_scene(rng, Camera(height, width), max_disparity or width / 4)
     disparity, ids = scene.trace(right=False)
     right_disparity, right_ids = scene.trace(right=True)
-    painter = Painter(rng, len(scene.surfaces), seed)
+    pool = (seed, index // _IMAGES_PER_POOL) if depth_cues else (seed,)
+    painter = Painter(rng, len(scene.surfaces), pool)
     x, y = scene.grid
-    views = [painter.paint(ids, x, y), painter.paint(right_ids, x + right_disparity, y)]
+    seen = [(ids, x, disparity), (right_ids, x + right_disparity, right_disparity)]
+    if depth_cues:
+        haze, camera = draw_haze(rng), scene.camera
+        views = [
+            haze.over(painter.paint(i, *camera.on_surface(x_left, y, d)), camera.depth(d))
+            for i, x_left, d in seen
+        ]
+    else:
+        views = [painter.paint(i, x_left, y) for i, x_left, _ in seen]
     if photometric:
         views = expose(rng, views)
     left, right = (to_uint8(view) for view in views)
@@ -199,7 +212,7 @@ def write_embedded_images(
         files = [store(folder / split, index, pair) for index, pair in enumerate(pairs)]
         write_annotations(folder / f"{split}.txt", files)
 
-    _write_once(folder, layout, write)
+    _write_once(folder, layout, write, depth_cues=True)
     return folder / "train.txt", folder / "val.txt"
 
 
@@ -231,17 +244,20 @@ def _write_once(
     directory: Path,
     layout: EmbeddedLayout,
     write: Callable[[str, Iterator[GeneratedPair]], None],
+    *,
+    depth_cues: bool = False,
 ) -> None:
     """Call `write(split, pairs)` for both splits unless the directory is complete."""
     marker = directory / "embedded.json"
-    identity = json.dumps({"generator": GENERATOR_VERSION, **asdict(layout)}, sort_keys=True)
+    facts = {"generator": GENERATOR_VERSION, **asdict(layout)}
+    identity = json.dumps(facts | {"depth_cues": True} if depth_cues else facts, sort_keys=True)
     if marker.is_file() and marker.read_text() == identity:
         return
     for split, seed, count, (height, width) in (
         ("train", layout.train_seed, layout.train_pairs, layout.train_size),
         ("val", layout.val_seed, layout.val_pairs, layout.val_size),
     ):
-        draw = partial(generate, seed, height=height, width=width)
+        draw = partial(generate, seed, height=height, width=width, depth_cues=depth_cues)
         write(split, (draw(index, max_disparity=layout.max_disparity) for index in range(count)))
     write_text(marker, identity)
 

@@ -29,6 +29,7 @@ Coordinates: TypeAlias = npt.NDArray[np.float64]
 Ids: TypeAlias = npt.NDArray[np.uint8]
 
 _OCCLUSION_TOLERANCE = 1e-3  # px
+_TEXTURE_DEPTH = 4.0  # m at which one px of a texture of fixed size in metres fills one of the view
 _SEAM = 1e-4  # px by which a box side reaches over its edge, so that rounding leaves no gap
 
 
@@ -53,6 +54,20 @@ class Camera:
     def cy(self) -> float:
         """Principal point row in px."""
         return (self.height - 1) / 2
+
+    def depth(self, disparity: Coordinates) -> Coordinates:
+        """Z in m."""
+        return self.focal * BASELINE / disparity
+
+    def on_surface(
+        self, x_left: Coordinates, y: Coordinates, disparity: Coordinates
+    ) -> tuple[Coordinates, Coordinates]:
+        """Where a texture of fixed size in metres is read, in its px: along (X + Z, Y).
+
+        Z keeps the sides of boxes, where X is constant, from showing stripes.
+        """
+        magnified = self.depth(disparity) / _TEXTURE_DEPTH
+        return (x_left - self.cx + self.focal) * magnified, (y - self.cy) * magnified
 
 
 @dataclass(frozen=True)

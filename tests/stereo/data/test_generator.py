@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from stereo.data.annotations import read_rows
+from stereo.data.appearance import _texture_atlas
 from stereo.data.datasets import find_format
 from stereo.data.encodings import read_image
 from stereo.data.generator import (
@@ -230,6 +231,48 @@ def test_the_embedded_pairs_are_those_of_every_measured_study(tmp_path: Path) ->
     ]
 
 
+def test_depth_cues_change_the_colours_only() -> None:
+    size = {"height": 64, "width": 96, "photometric": False}
+    plain, cued = (generate(4, 2, **size, depth_cues=on) for on in (False, True))
+    for name in ("disparity", "right_disparity", "occluded", "ids", "right_ids"):
+        assert getattr(plain, name).tobytes() == getattr(cued, name).tobytes()
+    assert (plain.left != cued.left).mean() > 0.5
+
+
+def test_both_views_show_the_same_depth_cues() -> None:
+    for index in (0, 1):
+        pair = generate(3, index, height=192, width=256, photometric=False, depth_cues=True)
+        difference = np.abs(right_at(pair, pair.right.astype(np.float64)) - pair.left).mean(-1)
+        assert difference[interior(pair)].mean() < 1
+
+
+def test_haze_takes_the_colours_of_what_is_far() -> None:
+    near, far = [], []
+    for index in range(12):
+        pair = generate(3, index, height=126, width=168, photometric=False, depth_cues=True)
+        spread = pair.left.max(-1).astype(float) - pair.left.min(-1)
+        near.append(spread[pair.depth < 1])
+        far.append(spread[pair.depth > 4])
+    assert np.concatenate(near).mean() > 3 * np.concatenate(far).mean()
+
+
+@pytest.mark.parametrize(("depth", "step"), [(1.0, 0.25), (4.0, 1.0), (8.0, 2.0)])
+def test_a_texture_of_fixed_size_in_metres_shrinks_with_distance(depth: float, step: float) -> None:
+    camera = Camera(126, 168)
+    x, y = np.arange(168.0)[None, :], np.arange(126.0)[:, None]
+    disparity = np.full((126, 168), camera.focal * BASELINE / depth)
+    u, v = camera.on_surface(x, y, disparity)
+    np.testing.assert_allclose(np.diff(u, axis=1), step)
+    np.testing.assert_allclose(np.diff(v, axis=0), step)
+
+
+def test_images_that_tell_depth_share_their_textures_with_a_few_others_only() -> None:
+    _texture_atlas.cache_clear()
+    for index, pools in ((0, 1), (31, 1), (32, 2)):
+        generate(9, index, height=16, width=32, depth_cues=True)
+        assert _texture_atlas.cache_info().misses == pools
+
+
 @pytest.mark.parametrize("dataset", ["MetricMonoDataset", "RelativeMonoDataset"])
 def test_embedded_images_hold_the_depth_or_the_disparity_of_the_scenes(
     tmp_path: Path, dataset: str
@@ -238,7 +281,8 @@ def test_embedded_images_hold_the_depth_or_the_disparity_of_the_scenes(
     train, val = write_embedded_images(tmp_path, dataset, layout)
     rows = read_rows(val, dataset=dataset, family="mono")
     sample = find_format(dataset, "mono").read(rows[1])
-    pair = generate(layout.val_seed, 1, height=126, width=168, max_disparity=42.0)
+    size = {"height": 126, "width": 168, "max_disparity": 42.0}
+    pair = generate(layout.val_seed, 1, **size, depth_cues=True)
 
     assert (len(read_rows(train, dataset=dataset, family="mono")), len(rows)) == (1, 2)
     np.testing.assert_array_equal(sample.image, pair.left)
@@ -272,7 +316,11 @@ def test_embedded_sources_are_of_the_class_that_a_model_reads(
         name, _, file = sources[part].partition(":")
         assert name == read_as
         family = "stereo" if read_as == "Middlebury" else "mono"
-        assert len(read_rows(Path(file), dataset=name, family=family)) in (16, 30, 48)
+        assert len(read_rows(Path(file), dataset=name, family=family)) in (
+            EMBEDDED.val_pairs,
+            EMBEDDED.train_pairs,
+            EMBEDDED_IMAGES.train_pairs,
+        )
 
 
 def test_the_program_writes_everything_and_prints_options_that_can_be_read(
