@@ -307,6 +307,13 @@ class _Shapes:
         found = [self.of(name, 0) for name in names]
         return None if None in found else [size for size in found if size is not None]
 
+    def blocks(self, prefix: str) -> int | None:
+        """Number of transformer blocks; None without one."""
+        count = 0
+        while self.has(f"{prefix}blocks.{count}."):
+            count += 1
+        return count or None
+
     def has(self, prefix: str) -> bool:
         return any(name.startswith(prefix) for name in self.state)
 
@@ -392,7 +399,13 @@ def _upsampling(shapes: _Shapes) -> list[int] | None:
 def _depth_anything(network: str, head: str) -> Callable[[_Shapes], Identity]:
     def describe(shapes: _Shapes) -> Identity:
         width = shapes.of("pretrained.patch_embed.proj.weight", 0)
-        fields = {"encoder": ENCODERS.get(width or 0), **_dpt(shapes, head, "mono_backbone")}
+        fused = shapes.of(f"{head}scratch.layer1_rn.weight", 0)
+        fields = {
+            "encoder": ENCODERS.get(width or 0) or _proportions(width, fused),
+            **_dpt(shapes, head, "mono_backbone"),
+            "mono_backbone.blocks": shapes.blocks("pretrained."),
+            "mono_backbone.width": width,
+        }
         remark = (
             "released metric files carry these names too: their depth is metric"
             if head == "depth_head."
@@ -401,6 +414,16 @@ def _depth_anything(network: str, head: str) -> Callable[[_Shapes], Identity]:
         return shapes.identity(network, fields, remark)
 
     return describe
+
+
+def _proportions(width: int | None, fused: int | None) -> str | None:
+    """The smallest encoder with the proportions of a thinner or wider network.
+
+    Maps of the head are a sixth as wide as tokens for vits and vitb, a quarter for the others.
+    """
+    if width is None or fused is None:
+        return None
+    return "vits" if 5 * fused < width else "vitl"
 
 
 def _dpt(shapes: _Shapes, head: str, backbone: str) -> Fields:

@@ -20,8 +20,20 @@ from stereo.nets.vit import PATCH, VisionTransformer
 from stereo.spec.networks import MetricDepthSpec, MonoBackboneSpec, RelativeDepthSpec
 
 
+def _encoder(spec: MetricDepthSpec | RelativeDepthSpec, *, recompute: bool) -> VisionTransformer:
+    backbone = spec.mono_backbone
+    return VisionTransformer(
+        spec.encoder, blocks=backbone.blocks, width=backbone.width, recompute=recompute
+    )
+
+
 def _head(encoder: str, backbone: MonoBackboneSpec) -> DPTHead:
-    return DPTHead(encoder, use_bn=backbone.use_bn, use_clstoken=backbone.use_clstoken)
+    return DPTHead(
+        encoder,
+        use_bn=backbone.use_bn,
+        use_clstoken=backbone.use_clstoken,
+        token_width=backbone.width,
+    )
 
 
 def _score(image: Tensor, encoder: VisionTransformer, head: DPTHead) -> Tensor:
@@ -40,7 +52,7 @@ class RelativeDepthAnything(nn.Module):
 
     def __init__(self, spec: RelativeDepthSpec, *, recompute: bool = False) -> None:
         super().__init__()
-        self.pretrained = VisionTransformer(spec.encoder, recompute=recompute)
+        self.pretrained = _encoder(spec, recompute=recompute)
         self.depth_head = _head(spec.encoder, spec.mono_backbone)
         # Fresh scores differ by 0.01 around the bias of their layer. Where that is negative, as for
         # every second seed, the ReLU is 0 everywhere and so is its gradient.
@@ -65,7 +77,7 @@ class MetricDepthAnything(nn.Module):
     def __init__(self, spec: MetricDepthSpec, *, max_depth: float, recompute: bool = False) -> None:
         super().__init__()
         self.max_depth = max_depth
-        self.pretrained = VisionTransformer(spec.encoder, recompute=recompute)
+        self.pretrained = _encoder(spec, recompute=recompute)
         self.metric_depth_head = _head(spec.encoder, spec.mono_backbone)
 
     def forward(self, image: Tensor) -> Tensor:

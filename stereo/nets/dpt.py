@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from stereo.nets.blocks import BatchNorm, spatial_shape
 from stereo.nets.sampling import resize
-from stereo.nets.vit import PATCH, SIZES, Tokens
+from stereo.nets.vit import PATCH, SIZES, Tokens, sized
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,18 @@ WIDTHS = {
     "vitg": Widths(384, (1536, 1536, 1536, 1536)),
 }
 SCORE_WIDTH = 32
+
+
+def widths_of(encoder: str, token_width: int | None = None) -> Widths:
+    """The maps of an encoder, in proportion to another width of its tokens, in whole eights."""
+    widths, usual = WIDTHS[encoder], SIZES[encoder].width
+    if token_width in (None, usual):
+        return widths
+    fused, one, two, three, four = (
+        8 * max(1, round(channels * token_width / usual / 8))
+        for channels in (widths.fused, *widths.levels)
+    )
+    return Widths(fused, (one, two, three, four))
 
 
 class HalvingConv(nn.Conv2d):
@@ -123,14 +135,17 @@ class DPTHead(nn.Module):
     """Tokens of four blocks to one score per pixel.
 
     Args:
-        size: key of `vit.SIZES`.
+        encoder: key of `vit.SIZES` and of `WIDTHS`.
+        token_width: C instead of the encoder's; see `widths_of`.
         use_bn: BatchNorm behind the convolutions of the residual units.
         use_clstoken: mix the class token into every patch token first.
     """
 
-    def __init__(self, size: str, *, use_bn: bool, use_clstoken: bool) -> None:
+    def __init__(
+        self, encoder: str, *, use_bn: bool, use_clstoken: bool, token_width: int | None = None
+    ) -> None:
         super().__init__()
-        width, widths = SIZES[size].width, WIDTHS[size]
+        width, widths = sized(encoder, width=token_width).width, widths_of(encoder, token_width)
         one, two, _, four = widths.levels
         self.readout_projects = nn.ModuleList(
             nn.Sequential(nn.Linear(2 * width, width), nn.GELU())

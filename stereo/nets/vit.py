@@ -11,7 +11,7 @@ Source: DINOv2, Oquab et al., TMLR 2024; vision transformer, Dosovitskiy et al.,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
 import torch
@@ -51,6 +51,21 @@ SIZES = {
     "vitl": Size(1024, 24, (4, 11, 17, 23)),
     "vitg": Size(1536, 40, (9, 19, 29, 39), gated=True),
 }
+
+
+def sized(encoder: str, *, blocks: int | None = None, width: int | None = None) -> Size:
+    """The transformer of an encoder, or one like it of another depth or width.
+
+    Args:
+        encoder: key of `SIZES`.
+        blocks: instead of the encoder's; those that end the four quarters are tapped.
+        width: C instead of the encoder's, a multiple of `HEAD_WIDTH`.
+    """
+    size = SIZES[encoder]
+    if blocks not in (None, size.blocks):
+        first, second, third, last = (blocks * quarter // 4 - 1 for quarter in (1, 2, 3, 4))
+        size = replace(size, blocks=blocks, taps=(first, second, third, last))
+    return replace(size, width=width or size.width)
 
 
 class Tokens(NamedTuple):
@@ -150,25 +165,33 @@ class VisionTransformer(nn.Module):
     """Normalised images (B, 3, H, W) to the tokens after the four tapped blocks.
 
     Args:
-        size: key of `SIZES`.
+        encoder: key of `SIZES`.
+        blocks: see `sized`.
+        width: see `sized`.
         recompute: keep only what enters a block in training and compute the rest again.
     """
 
     fixed_position: Tensor | None
 
-    def __init__(self, size: str, *, recompute: bool = False) -> None:
+    def __init__(
+        self,
+        encoder: str,
+        *,
+        blocks: int | None = None,
+        width: int | None = None,
+        recompute: bool = False,
+    ) -> None:
         super().__init__()
-        width = SIZES[size].width
-        self.taps = SIZES[size].taps
+        size = sized(encoder, blocks=blocks, width=width)
+        width = size.width
+        self.taps = size.taps
         self.recompute = recompute
         self.patch_embed = PatchEmbedding(width)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + GRID * GRID, width))
         # Part of every checkpoint, used only by DINOv2's own training.
         self.mask_token = nn.Parameter(torch.zeros(1, width), requires_grad=False)
-        self.blocks = nn.ModuleList(
-            Block(width, gated=SIZES[size].gated) for _ in range(SIZES[size].blocks)
-        )
+        self.blocks = nn.ModuleList(Block(width, gated=size.gated) for _ in range(size.blocks))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.register_buffer("fixed_position", None, persistent=False)
         self._initialise()

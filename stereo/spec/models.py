@@ -32,6 +32,7 @@ _METRIC_LIMITS = {
 _CHECKPOINT_MB = {"model.encoder": {"vits": 284, "vitb": 1116, "vitl": 3838, "vitg": 14399}}
 _NO_LIMITS = {"dataset.min_depth": None, "dataset.max_depth": None}
 _DEPTH_ANYTHING = "model.stereo_backbone.depth_anything_v2_pretrained_path"
+_MONO_VIT_FIELDS = ("model.encoder", "model.mono_backbone.blocks", "model.mono_backbone.width")
 _VIT_FIELDS = (
     "model.encoder",
     "model.stereo_backbone.use_bn",
@@ -266,9 +267,9 @@ def _mono_model(
         parity_limits=_MONO_LIMITS,
         default_dataset=dataset,
         weight_keys=_TRAIN_WEIGHTS,
-        part_keys={_BACKBONE: ("model.encoder",)},
+        part_keys={_BACKBONE: _MONO_VIT_FIELDS},
         checkpoint_mb=_CHECKPOINT_MB,
-        seconds_per_epoch={"cpu": 6},
+        seconds_per_epoch={"cpu": 9},
         spec_params={"train": {_BACKBONE: "ptm"}},
         shorthands={"depth_anything_ptm": _BACKBONE},
     )

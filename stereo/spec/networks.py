@@ -267,6 +267,23 @@ class MonoBackboneSpec:
     )
     use_bn: bool = same_field(StereoBackboneSpec, "use_bn")
     use_clstoken: bool = same_field(StereoBackboneSpec, "use_clstoken")
+    blocks: int | None = spec_field(
+        None,
+        "Transformer blocks; null = as many as model.encoder has; fewer make a thinner network that"
+        " released weights do not fit",
+        low=4,
+        high=40,
+        shapes_weights=True,
+    )
+    width: int | None = spec_field(
+        None,
+        "Width of a token, a multiple of 64; the maps of the head follow in proportion; null = that"
+        " of model.encoder, the only one that released weights fit",
+        low=64,
+        high=1536,
+        math_cond="/ 64",
+        shapes_weights=True,
+    )
 
 
 @dataclass

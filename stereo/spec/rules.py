@@ -709,6 +709,7 @@ STEREO_DATA_RULES: tuple[Rule, ...] = (
 
 MONO_DATA_RULES: tuple[Rule, ...] = (
     _data_family("MonoDataset", "mono"),
+    _multiple("model.mono_backbone.width", 64, "Every attention head is 64 wide"),
     _only_of_pairs(),
     Rule(
         (

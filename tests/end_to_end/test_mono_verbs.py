@@ -24,6 +24,7 @@ from stereo.data.generator import write_layouts
 KEYS = ("mono_metric", "mono_relative")
 CLASSES = {"mono_metric": "MetricMonoDataset", "mono_relative": "RelativeMonoDataset"}
 FOLDERS = {"mono_metric": "depth", "mono_relative": "disparity"}
+THIN = ("model.mono_backbone.blocks=4", "model.mono_backbone.width=64")
 RANGE = ("dataset.min_depth=0.1", "dataset.max_depth=80.0")
 H, W = 60, 80  # of the images
 
@@ -35,6 +36,7 @@ class Run:
     key: str
     root: Path
     crop: tuple[int, int]
+    is_thin: bool
 
     @property
     def size(self) -> tuple[int, int]:
@@ -62,6 +64,7 @@ class Run:
     def verb(self, verb: str, folder: str, *values: str) -> int:
         shared = [f"results_dir={self.root}", "dataset.cache=off"]
         shared += [] if verb == "convert" else ["model.encoder=vits"]
+        shared += THIN if self.is_thin and verb != "convert" else []
         if self.key == "mono_metric" and verb != "convert":
             shared += RANGE
         section = [f"{verb}.results_dir={self.root / folder}"]
@@ -86,10 +89,8 @@ CASES = [
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A network after convert and two epochs of training."""
     key, is_thin = request.param
-    if is_thin:
-        request.getfixturevalue("thin_vits")
     root = tmp_path_factory.mktemp(key)
-    run = Run(key, root, (42, 56) if is_thin else (98, 126))
+    run = Run(key, root, (42, 56) if is_thin else (98, 126), is_thin)
     write_layouts(root, [key], pairs=8, size=(H, W), seed=3)
     assert (
         run.verb(

@@ -30,7 +30,6 @@ from stereo.spec.load import to_dict
 from stereo.tasks import METRIC, RELATIVE, STEREO
 from stereo.train.optim import build_optimizer
 
-pytestmark = pytest.mark.usefixtures("thin_vits")
 MONO = {"mono_metric": METRIC, "mono_relative": RELATIVE}
 H, W = 20, 30  # native size
 
@@ -39,13 +38,14 @@ def small(key: str) -> Any:
     """An experiment with the smallest encoder and graph."""
     spec: Any = MODELS[key].experiment()
     spec.model.encoder = "vits"
+    spec.model.mono_backbone.blocks, spec.model.mono_backbone.width = 4, 64
     spec.export.input_height, spec.export.input_width = 28, 42
     return spec
 
 
 @pytest.fixture(scope="module", params=list(MONO))
 def trained(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, thin_vits: None
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path]:
     """Key of a network and a checkpoint of it, as training writes them."""
     torch.manual_seed(0)

@@ -15,7 +15,7 @@ from stereo.errors import CheckpointError
 from stereo.nets import names
 from stereo.nets.depth_anything_v2 import MetricDepthAnything, RelativeDepthAnything
 from stereo.registry import mono_encoder, recognised
-from stereo.spec.networks import MetricDepthSpec, RelativeDepthSpec
+from stereo.spec.networks import MetricDepthSpec, MonoBackboneSpec, RelativeDepthSpec
 from tests.stereo.checkpoints.released_files import (
     State,
     assert_holds,
@@ -249,3 +249,21 @@ def test_a_file_is_recognised_for_what_it_was_trained(
     assert (found.network, found.fields["encoder"]) == (network, "vits")
     head = {"DINOv2": "blocks.", "MetricDepthAnything": "metric_depth_head."}
     assert names_starting([head.get(network, "depth_head.")], state)
+
+
+@pytest.mark.parametrize(("blocks", "width"), [(4, 192), (6, 64), (12, 320)])
+def test_a_thinner_network_is_recognised_and_never_mixed_up_with_the_released_one(
+    blocks: int, width: int, tmp_path: Path, target: Callable[[str], nn.Module]
+) -> None:
+    backbone = MonoBackboneSpec(blocks=blocks, width=width)
+    with torch.device("meta"):
+        network = RelativeDepthAnything(RelativeDepthSpec(encoder="vits", mono_backbone=backbone))
+    path = written(tmp_path / "dn_model_best.pth", numbered(network.state_dict()))
+
+    found, _ = recognised(path)
+
+    fields = {"blocks": blocks, "width": width, "use_bn": False, "use_clstoken": False}
+    shown = {f"mono_backbone.{name}": value for name, value in fields.items()}
+    assert found.fields == {"encoder": "vits", **shown}
+    with pytest.raises(CheckpointError, match=rf"model.mono_backbone.width +384 +{width}"):
+        full(target("relative"), "relative", path)

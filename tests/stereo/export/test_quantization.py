@@ -29,6 +29,7 @@ from stereo.spec import models
 from stereo.spec.data import DataSource
 from stereo.spec.experiment import ExperimentSpec
 from stereo.spec.load import to_dict
+from stereo.spec.networks import MonoBackboneSpec
 from tests.stereo.tiny_stereo import CHANNELS, TinyStereo, tiny_spec
 
 
@@ -258,7 +259,6 @@ def values(
     return {**small_values, "quantize": {"model_path": str(small_weights)}}
 
 
-@pytest.mark.usefixtures("thin_vits")
 @pytest.mark.parametrize(
     "key", ["mono_metric", pytest.param("mono_relative", marks=pytest.mark.slow)]
 )
@@ -267,7 +267,8 @@ def test_a_monocular_checkpoint_becomes_an_int8_graph_with_scores_and_an_engine(
 ) -> None:
     entry, dataset = MODELS[key], models.MODELS[key].default_dataset
     experiment: Any = entry.experiment()
-    experiment.model.encoder = "vits"
+    experiment.model.encoder, backbone = "vits", {"blocks": 4, "width": 64}
+    experiment.model.mono_backbone = MonoBackboneSpec(**backbone)
     torch.manual_seed(0)
     network = entry.build(experiment)
     weights = tmp_path / "dn_model_best.pth"
@@ -278,7 +279,11 @@ def test_a_monocular_checkpoint_becomes_an_int8_graph_with_scores_and_an_engine(
     images = {"images_dir": str(truth.parent / "train")}
     sources = [{"dataset_name": dataset, "data_file": str(truth)}]
     values: dict[str, Any] = {
-        "model": {"model_type": entry.model_type, "encoder": "vits"},
+        "model": {
+            "model_type": entry.model_type,
+            "encoder": "vits",
+            "mono_backbone": backbone,
+        },
         "dataset": {
             "val_dataset": {"data_sources": sources, "workers": 0},
             "test_dataset": {"data_sources": sources, "workers": 0},

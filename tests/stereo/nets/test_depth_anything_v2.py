@@ -140,3 +140,28 @@ def test_items_of_a_batch_do_not_see_each_other() -> None:
 
     with torch.no_grad():
         torch.testing.assert_close(network(images)[1:], network(images[1:]))
+
+
+def thin(**sizes: int) -> RelativeDepthAnything:
+    backbone = MonoBackboneSpec(**sizes)
+    with torch.device("meta"):
+        return RelativeDepthAnything(RelativeDepthSpec(encoder="vits", mono_backbone=backbone))
+
+
+def test_a_thinner_network_has_the_proportions_of_the_full_one() -> None:
+    """Half the tokens of vitb are those of vits, in the transformer and in the head."""
+    half = MonoBackboneSpec(width=384)
+    with torch.device("meta"):
+        of_vitb = RelativeDepthAnything(RelativeDepthSpec(encoder="vitb", mono_backbone=half))
+    assert shapes(of_vitb) == shapes(thin()) == shapes(thin(blocks=12, width=384))
+
+    found = shapes(thin(blocks=4, width=192))
+
+    assert found["pretrained.blocks.3.attn.qkv.weight"] == (576, 192)
+    assert not any(name.startswith("pretrained.blocks.4.") for name in found)
+    widths = {index: found[f"depth_head.projects.{index}.weight"] for index in range(4)}
+    assert widths == {i: (24 * 2**i, 192, 1, 1) for i in range(4)}
+    assert found["depth_head.scratch.layer1_rn.weight"] == (32, 24, 3, 3)
+    assert thin(blocks=4, width=64)(torch.zeros(1, 3, 28, 42, device="meta")).shape[1:] == (
+        *(1, 28, 42),
+    )

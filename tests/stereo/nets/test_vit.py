@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stereo.nets.vit import SIZES, VisionTransformer
+from stereo.nets.vit import SIZES, VisionTransformer, sized
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +60,17 @@ def test_four_blocks_are_tapped_the_last_one_among_them(size: str) -> None:
     assert [tuple(tapped.patches.shape) for tapped in tokens] == [(2, 6, SIZES[size].width)] * 4
     assert [tuple(tapped.image.shape) for tapped in tokens] == [(2, SIZES[size].width)] * 4
     assert SIZES[size].taps[-1] == len(network.blocks) - 1
+
+
+def test_a_transformer_of_another_depth_is_tapped_at_the_ends_of_its_quarters() -> None:
+    for size in ("vits", "vitb", "vitg"):
+        other = "vitl"  # has 24
+        assert sized(other, blocks=SIZES[size].blocks).taps == SIZES[size].taps
+    assert sized("vits", blocks=4).taps == (0, 1, 2, 3)
+    assert sized("vits", blocks=5).taps == (0, 1, 2, 4)
+    assert sized("vitl", blocks=24) == SIZES["vitl"]
+    assert sized("vits", width=192).width == 192
+    network = VisionTransformer("vits", blocks=5, width=64)
+    tokens = network(torch.zeros(2, 3, 28, 42))
+    assert [tuple(tapped.patches.shape) for tapped in tokens] == [(2, 6, 64)] * 4
+    assert len(network.blocks) == 5

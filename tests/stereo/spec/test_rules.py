@@ -197,6 +197,16 @@ BROKEN_STEREO: list[Case] = [
 ]
 
 BROKEN_MONO: list[Case] = [
+    (
+        "model.mono_backbone.width",
+        ("model.mono_backbone.width=100",),
+        "got 100, needs a multiple of 64; the nearest is 128",
+    ),
+    (
+        "model.mono_backbone.blocks",
+        ("model.mono_backbone.blocks=3",),
+        "got 3, allowed integer 4..40 or null",
+    ),
     *side_cases(14),
     ("dataset.dataset_name", ("dataset.dataset_name=StereoDataset",), "reads MonoDataset"),
 ]
