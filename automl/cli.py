@@ -94,7 +94,8 @@ before must have succeeded.
 examples:
   automl promote ffs                       what is missing or out of date
   automl promote ffs --to export           up to the graph
-  automl promote ffs --from export         from the graph on""",
+  automl promote ffs --from export         from the graph on
+  automl promote ffs --select 4:2          trial 4 at setting 2, a point of the front""",
     "report": """\
 examples:
   automl report            the newest study, running or not
@@ -212,6 +213,11 @@ def _parser() -> argparse.ArgumentParser:
     ):
         added["promote"].add_argument(f"--{option}", dest=f"{option}_", metavar="STEP",
                                       help=sentence)  # fmt: skip
+    added["promote"].add_argument(
+        "--select",
+        metavar="POINT",
+        help="knee (default), an objective whose best point is taken, TRIAL or TRIAL:SETTING",
+    )
     _add_trainable(added["promote"])
     added["completion"].add_argument("shell", choices=("bash", "zsh"))
     return parser
@@ -406,6 +412,7 @@ def _promote(arguments: argparse.Namespace) -> int:
         from_=arguments.from_,
         to=arguments.to_,
         only=arguments.only_,
+        select=arguments.select,
     )
 
 
@@ -497,6 +504,10 @@ def _facts(study: Study) -> dict[str, Any]:
         "objective": asdict(study.objective),
         "full_epochs": study.resolved.full_epochs,
         "trials": len(study.trials),
+        "front": [
+            {"point": point.name, **point.values, "knee": point == study.knee()}
+            for point in study.front()
+        ],
         "best": {"trial": best.id, "value": study.value(best)} if best is not None else None,
         "gain": found.to_dict() if found is not None else None,
         "seconds": study.active_seconds(),

@@ -24,12 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from automl.contract import (
+    PEAK_MEMORY,
     RESUME_KEY,
     SEED_KEY,
     ActionResult,
     Status,
     Trainable,
     find_trainable,
+    split_settings,
 )
 from automl.errors import AutoMLError, TrainableError
 from automl.space import read_fields
@@ -86,6 +88,7 @@ def check_trainable(
         check_reports: (trainable, model, spec, directory / "reports"),
         check_stop_and_resume: (trainable, model, spec, directory / "resume"),
         check_seed: (trainable, model, spec, directory / "seed"),
+        check_costs: (trainable, model, spec, directory / "costs"),
         check_invalid_spec: (trainable, spec, directory / "invalid"),
     }
     for check, arguments in checks.items():
@@ -112,6 +115,22 @@ def check_declarations(trainable: Trainable, model: str) -> None:
     _require(known, f"fidelity {declared['fidelity']} is not a field of {schema_file}")
     template = trainable.template(model, "train")
     _require(isinstance(get_path(template, declared["fidelity"]), int), "template has no epochs")
+
+
+def check_costs(trainable: Trainable, model: str, spec: Mapping[str, Any], directory: Path) -> None:
+    """A trainer that declares costs measures them without training."""
+    declared = json.loads((trainable.schema_dir / model / "model.json").read_text("utf-8"))
+    names = set(declared.get("costs", {})) - {PEAK_MEMORY}
+    if not names:
+        return
+    _require("sections" in declared.get("structure", {}), "model.json has costs but no structure")
+    directory.mkdir(parents=True, exist_ok=True)
+    result = trainable.run("measure", spec, directory, None)
+    _require(result.status == Status.OK, f"measure ended {result.status}: {result.detail}")
+    plain, others = split_settings(result.metrics)
+    _require(set(plain) == names, f"measure told {sorted(plain)}, declared are {sorted(names)}")
+    unknown = {name for metrics in others.values() for name in metrics} - names
+    _require(not unknown, f"measure told {sorted(unknown)} of settings, which are not declared")
 
 
 def check_reports(

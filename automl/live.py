@@ -27,6 +27,7 @@ from rich.text import Text
 from automl.forecast import forecast
 from automl.gain import gain, in_words
 from automl.objectives import as_read, score
+from automl.objectives import in_words as point_in_words
 from automl.store import Study, TrialRecord, owner_of, read_study
 
 ROWS = 14  # trials in the table: the running ones, the best, then the latest
@@ -202,13 +203,31 @@ def _name(study: Study, event: Mapping[str, Any]) -> str:
 def best_line(study: Study) -> str:
     """Return the best trial so far beside the baseline, in words."""
     best, baseline = study.best(), study.baseline()
+    if best is None and study.points():
+        limits = ", ".join(map(str, study.goals.constraints))
+        return f"best so far: no complete trial keeps {limits}"
     if best is None:
         return "best so far: no trial is complete yet"
+    if (knee := study.knee()) is not None:
+        return f"knee of {len(study.front())} points so far: {point_in_words(knee, study.goals)}"
     objective = study.objective
     base = study.value(baseline) if baseline is not None else None
     beside = f" (baseline {score(objective, base)})" if base is not None else ""
     shown = score(objective, study.value(best))
     return f"best so far: trial {best.id}, {objective.metric} {shown}{beside}"
+
+
+def front_lines(study: Study) -> list[str]:
+    """Return the front of a study with several objectives, a point per line; else nothing."""
+    front, knee = study.front(), study.knee()
+    if not study.goals.weighs:
+        return []
+    if not front:
+        return [best_line(study)]
+    lines = [f"  {point_in_words(each, study.goals)}" for each in front]
+    marks = [" (knee)" if each == knee else "" for each in front]
+    told = [f"{line}{mark}" for line, mark in zip(lines, marks, strict=True)]
+    return [f"front of {len(front)} points, best {study.objective.metric} first:", *told]
 
 
 def _how_started(event: Mapping[str, Any]) -> str:
@@ -293,6 +312,7 @@ def _picture(study: Study, how_far: Progress, left: float | None) -> Group:
         _bar(study, how_far, left),
         _trial_table(study),
         Text(best_line(study)),
+        *map(Text, front_lines(study) if study.front() else []),
         Text(_counts(study)),
         *map(Text, _confirmation(study)),
     )

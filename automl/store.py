@@ -32,7 +32,7 @@ from automl.lock import (
     take_ownership,
 )
 from automl.objectives import Goals, Point, front_of, knee_of
-from automl.study_spec import StudySpec
+from automl.study_spec import StudySpec, set_path
 
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
@@ -300,6 +300,40 @@ class Study:
     def knee(self) -> Point | None:
         """Return the point of the front with the best trade: what is promoted by default."""
         return knee_of(self._front, self.goals)
+
+    def chosen(self) -> Point | None:
+        """Return what is promoted by default: the knee, with one objective the best trial."""
+        if self.goals.weighs:
+            return self.knee()
+        best = self.best()
+        return None if best is None else Point(best.id, None)
+
+    def spec_of(self, point: Point) -> dict[str, Any]:
+        """Return the complete spec of a trial with its setting."""
+        resolved = self.resolved
+        spec = resolved.space.apply(resolved.base_spec, self.trials[point.trial].params)
+        if point.setting is not None:
+            set_path(spec, point.setting.field, point.setting.value)
+        return spec
+
+    def front_frame(self) -> pd.DataFrame:
+        """Return one row per point: trial, field, setting, values, feasible, front, knee."""
+        import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+
+        front, knee = self.front(), self.knee()
+        rows = [
+            {
+                "trial": point.trial,
+                "field": point.setting.field if point.setting else None,
+                "setting": point.setting.value if point.setting else None,
+                **point.values,
+                "feasible": point.is_feasible(self.goals),
+                "front": point in front,
+                "knee": point == knee,
+            }
+            for point in self.points()
+        ]
+        return pd.DataFrame(rows)
 
     def reached(self) -> tuple[TrialRecord, float] | None:
         """Return the best value of the leading objective within the constraints, and its trial."""

@@ -20,6 +20,7 @@ from automl.confirm import confirm
 from automl.contract import Status, Trainable, find_trainable
 from automl.errors import AutoMLError, PromotionError, StudyLockedError, UnreadableError
 from automl.gain import gain, in_words
+from automl.live import front_lines
 from automl.measure import measurer
 from automl.objectives import as_read, score
 from automl.plan import (
@@ -171,13 +172,14 @@ def promote_study(
     from_: str | None = None,
     to: str | None = None,
     only: str | None = None,
+    select: str | None = None,
 ) -> int:
     """Promote an existing study again and renew its report; returns the exit code."""
     from automl.report.page import write_report
 
     study = reopen(directory)
     try:
-        bundle = promote(study, trainable, from_=from_, to=to, only=only, say=say)
+        bundle = promote(study, trainable, from_=from_, to=to, only=only, select=select, say=say)
         if bundle.directory is not None:
             say(conclusion(study, bundle))
             say(f"report: {write_report(study)}")
@@ -208,7 +210,9 @@ def conclusion(study: Study, bundle: Bundle | None) -> str:
     spent = Budget.of(study.resolved.study).spent(study)
     price = f", cost {spent:.2f}" if spent is not None else ""
     lines = [f"{len(states)} trials: {counts}; {duration(study.active_seconds())} in all{price}"]
-    if best is not None:
+    if study.goals.weighs:
+        lines += front_lines(study)
+    elif best is not None:
         lines.append(f"best      trial {best.id}: {score(objective, study.value(best))}")
         value = study.value(baseline) if baseline is not None else None
         shown = score(objective, value) if value is not None else "no score at full length"

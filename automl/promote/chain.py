@@ -28,11 +28,13 @@ from automl.contract import Status, Trainable, find_trainable
 from automl.errors import AutoMLError, NoResultError, PromotionError, TrainableError
 from automl.events import BUNDLE_FORMAT_VERSION
 from automl.gain import gain
+from automl.objectives import Point, in_words
 from automl.promote.isolated import ActionProcess, Outcome
 from automl.promote.model_card import model_card
 from automl.store import Study, TrialRecord, code_version
 from automl.study_spec import get_path, merge, set_path
 
+KNEE = "knee"  # of the front: what is promoted unless the user selects something else
 PRECISION_KEY = "gen_trt_engine.tensorrt.data_type"
 VERSIONED = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "optuna", "ray")
 
@@ -248,9 +250,10 @@ def promote(
     from_: str | None = None,
     to: str | None = None,
     only: str | None = None,
+    select: str | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
-    """Run the chain for the study's best complete trial.
+    """Run the chain for the study's best complete trial, or for the knee of its front.
 
     Args:
         study: opened for writing.
@@ -258,6 +261,7 @@ def promote(
         from_: first step; the steps before it must have succeeded earlier.
         to: last step.
         only: the one step to run.
+        select: `knee`, an objective whose best point is taken, or `TRIAL` or `TRIAL:SETTING`.
         say: told in words what happens.
 
     Raises:
@@ -267,14 +271,47 @@ def promote(
         TrainableError: it is not the trainer of this study.
     """
     name = trainable if isinstance(trainable, str) else _name_of(trainable)
-    best = study.best()
-    if best is None:
+    point = selected_point(study, select)
+    if point.setting is not None:
+        say(f"promoting {in_words(point, study.goals)}")
+    with ActionProcess(name) as process:
+        return _Promotion(study, point, process, name, say).run(_selected(from_, to, only))
+
+
+def selected_point(study: Study, select: str | None = None) -> Point:
+    """Return the trial, and its setting, that a selection means; see `promote`.
+
+    Raises:
+        NoResultError: there is nothing to promote.
+        StepChoiceError: the selection names nothing that could be promoted.
+    """
+    point = study.chosen()
+    if point is None:
+        limits = ", ".join(map(str, study.goals.constraints))
+        fault = f"no complete trial keeps {limits}" if study.points() else "no trial is complete"
         raise NoResultError(
-            f"{study.directory}: no trial is complete, so there is nothing to promote. "
+            f"{study.directory}: {fault}, so there is nothing to promote. "
             "See `automl status` for how the trials ended"
         )
-    with ActionProcess(name) as process:
-        return _Promotion(study, best, process, name, say).run(_selected(from_, to, only))
+    if select in (None, KNEE):
+        return point
+    front = study.front() or [point]
+    ends = {
+        each.metric: min(front, key=lambda one: one.losses(study.goals)[place])
+        for place, each in enumerate(study.goals.objectives)
+        if study.goals.weighs
+    }
+    named = {one.name: one for one in study.points()} | ends
+    whole = {str(trial.id): trial.id for trial in study.trials if study.value(trial) is not None}
+    if select in whole:
+        return Point(whole[select], None)
+    if select not in named:
+        allowed = [KNEE, *ends, *(one.name for one in front)]
+        raise StepChoiceError(
+            f"--select: got {select!r}; there are {', '.join(dict.fromkeys(allowed))} and every "
+            "complete TRIAL or TRIAL:SETTING. Name one of them."
+        )
+    return named[select]
 
 
 def record_check(study: Study, outcome: Outcome) -> None:
@@ -349,13 +386,14 @@ class _Promotion:
     def __init__(
         self,
         study: Study,
-        best: TrialRecord,
+        point: Point,
         process: ActionProcess,
         trainable: str,
         say: Callable[[str], None],
     ) -> None:
         self.study = study
-        self.best = best
+        self.point = point
+        self.best = study.trials[point.trial]
         self.process = process
         self.say = say
         self.materials = Materials()
@@ -453,10 +491,9 @@ class _Promotion:
         resolved = self.study.resolved
         if step.name == "check":
             return merge(resolved.base_spec, {})
-        params = self.best.params
-        if step.name == "pictures_baseline":
-            params = cast("TrialRecord", self.study.baseline()).params
-        spec = resolved.space.apply(resolved.base_spec, params)
+        spec = self.study.spec_of(
+            Point(0, None) if step.name == "pictures_baseline" else self.point
+        )
         self._score_validation_data(spec)
         for path, source in step.copies.items():
             if (value := get_path(spec, source)) is not None:
@@ -502,7 +539,7 @@ class _Promotion:
 
     def _bundle(self) -> Bundle:
         resolved = self.study.resolved
-        spec = resolved.space.apply(resolved.base_spec, self.best.params)
+        spec = self.study.spec_of(self.point)
         precision = get_path(spec, PRECISION_KEY) or "fp32"
         usual = self.model.get("parity_limits", {}).get(precision, {})
         limits = {**usual, **resolved.study.promote.limits}
@@ -520,6 +557,7 @@ class _Promotion:
             "study": self.study.name,
             "trial": self.best.id,
             "params": self.best.params,
+            **self._weighed(),
             "accepted": not problems,
             "rejected": list(problems),
             "gain": found.to_dict() if found is not None else None,
@@ -548,6 +586,19 @@ class _Promotion:
             }
         )
         return Bundle(directory, not problems, table, content["backends"], problems)
+
+    def _weighed(self) -> dict[str, Any]:
+        """The setting that is promoted, what it is worth, and the front it was chosen from."""
+        goals, setting = self.study.goals, self.point.setting
+        content: dict[str, Any] = {}
+        if setting is not None:
+            content["setting"] = {setting.field: setting.value}
+        if goals.weighs:
+            found = [each for each in self.study.points() if each.name == self.point.name]
+            content["values"] = dict(found[0].values) if found else {}
+            content["constraints"] = [str(limit) for limit in goals.constraints]
+            content["front"] = [{"point": each.name, **each.values} for each in self.study.front()]
+        return content
 
     def _scored(self) -> dict[str, str]:
         """What was scored -> the step whose score is compared."""

@@ -51,10 +51,9 @@ def read_bundle(study: Study) -> dict[str, Any] | None:
 
 def specs(study: Study) -> tuple[str, str | None]:
     """Return the base spec and the best trial's spec (None without one) as YAML."""
-    space = study.resolved.space
     base: dict[str, Any] = study.resolved.to_dict()["base_spec"]
-    best = study.best()
-    return _yaml(base), None if best is None else _yaml(space.apply(base, best.params))
+    point = study.chosen()
+    return _yaml(base), None if point is None else _yaml(study.spec_of(point))
 
 
 def _yaml(spec: Mapping[str, Any]) -> str:

@@ -14,6 +14,8 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from automl.algorithms.table import make_rungs
+from automl.contract import Objective
+from automl.objectives import Point, covered, in_words
 from automl.report.importance import Importance, Share, common_epoch, compared, position
 from automl.report.markup import FRACTION, named, number, score
 from automl.space import Parameter
@@ -173,6 +175,81 @@ def sweep(study: Study) -> Figure | None:
         shown.add(name)
     figure.update_xaxes(title_text=escape(lines[0][1][0][0].field), tickformat="d", dtick=1)
     _value_axis(figure, study, [value for _, points in lines for _, value in points])
+    return figure
+
+
+def front(study: Study) -> Figure | None:
+    """The leading objective over the first other one; the settings of a trial are joined.
+
+    Other objectives have their columns in `front.csv`. None without points.
+    """
+    points, best = study.points(), study.front()
+    if not points or not study.goals.others:
+        return None
+    cost, figure = study.goals.others[0], _figure(study)
+    along: dict[int, list[Point]] = {}
+    for point in points:
+        along.setdefault(point.trial, []).append(point)
+    for index, (trial, group) in enumerate(along.items()):
+        look = LOOKS["baseline" if trial == 0 else "complete"]
+        _points(figure, study, cost, group, mode="lines+markers", meta=trial,
+                name="a complete trial and its settings", showlegend=index == 0,
+                line={"color": GREY, "width": 1, "dash": look.dash},
+                marker={"color": GREY, "symbol": look.symbol, "size": 6})  # fmt: skip
+    if best:
+        _points(figure, study, cost, best, mode="lines+markers", name="front", meta="front",
+                line={"color": BLUE, "width": 2, "shape": "hv"},
+                marker={"color": BLUE, "size": 8})  # fmt: skip
+    knee = study.knee()
+    if knee is not None:
+        _points(figure, study, cost, [knee], mode="markers", name="knee", meta="knee",
+                marker={"color": VERMILION, "symbol": "star", "size": 15})  # fmt: skip
+    for limit in study.goals.constraints:
+        if limit.metric == cost.metric:
+            figure.add_vline(
+                x=limit.limit,
+                line={"color": VERMILION, "dash": "dot", "width": 1},
+                annotation={"text": escape(str(limit)), "font": {"size": 11}},
+            )
+    figure.update_xaxes(title_text=escape(named(cost.metric, cost.unit)), tickformat=".3~g")
+    _value_axis(figure, study, [point.values[study.objective.metric] for point in points])
+    return figure
+
+
+def _points(
+    figure: Figure, study: Study, cost: Objective, points: Sequence[Point], **look: Any
+) -> None:
+    figure.add_scatter(
+        x=[point.values[cost.metric] for point in points],
+        y=[point.values[study.objective.metric] for point in points],
+        text=[escape(in_words(point, study.goals)) for point in points],
+        hovertemplate="%{text}<extra></extra>",
+        **look,
+    )
+
+
+def covered_share(study: Study) -> Figure | None:
+    """The share of the objectives' ranges that the front covers, after each ended trial."""
+    points = study.points()
+    if not points or not study.goals.others:
+        return None
+    ended = sorted((t for t in study.trials if t.ended is not None), key=lambda t: (t.ended, t.id))
+    shares = [
+        covered(study.points(ended[: count + 1]), points, study.goals)
+        for count in range(len(ended))
+    ]
+    figure = _figure(study)
+    figure.add_scatter(
+        x=list(range(1, len(ended) + 1)),
+        y=shares,
+        customdata=[trial.id for trial in ended],
+        mode="lines+markers",
+        line={"color": BLUE, "width": 2, "shape": "hv"},
+        hovertemplate="trial %{customdata}: %{y:.1%}<extra></extra>",
+    )
+    figure.update_xaxes(title_text="ended trials", tickformat="d")
+    figure.update_yaxes(title_text="covered by the front (hypervolume)", tickformat=".0%",
+                        rangemode="tozero")  # fmt: skip
     return figure
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 PAGE, CSV, SPEC = "report.html", "trials.csv", "best_spec.yaml"
-REPETITIONS, SWEEP = "confirm.csv", "sweep.csv"
+REPETITIONS, SWEEP, FRONT = "confirm.csv", "sweep.csv", "front.csv"
 
 
 def write_report(study: Study, path: Path | None = None) -> Path:
@@ -46,6 +46,8 @@ def write_report(study: Study, path: Path | None = None) -> Path:
         _write(page.with_name(REPETITIONS), study.confirm_frame().to_csv(index=False))
     if any(trial.settings for trial in study.trials):
         _write(page.with_name(SWEEP), study.sweep_frame().to_csv(index=False))
+    if study.goals.weighs and study.points():
+        _write(page.with_name(FRONT), study.front_frame().to_csv(index=False))
     spec = delivery.specs(study)[1]
     if spec is not None:
         _write(page.with_name(SPEC), spec)
@@ -81,6 +83,7 @@ def render(study: Study) -> str:
     charts = _charts(study, found)
     parts = {
         "Verdict": verdict.verdict(study, bundle),
+        **_front(study, charts),
         "What was tuned": sections.tuned(study),
         "History": join([_chart(study, charts, "history"), sections.trials(study)])
         if study.trials
@@ -120,11 +123,21 @@ def render(study: Study) -> str:
     )  # fmt: skip
 
 
+def _front(study: Study, charts: dict[str, Figure]) -> dict[str, Html]:
+    """What several objectives and constraints leave to choose from."""
+    if not study.goals.weighs:
+        return {}
+    drawn = [_chart(study, charts, key) for key in ("front", "covered") if key in charts]
+    return {"Front": join([*drawn[:1], sections.front(study), *drawn[1:]])}
+
+
 def _charts(study: Study, found: Importance) -> dict[str, Figure]:
     made = {
         "history": figures.history(study) if study.trials else None,
         "learning_curves": figures.learning_curves(study) if _has_epochs(study) else None,
         "sweep": figures.sweep(study),
+        "front": figures.front(study) if study.goals.weighs else None,
+        "covered": figures.covered_share(study) if study.goals.weighs else None,
         "parallel": figures.parallel(study),
         "importances": figures.importances(study, found),
     }
@@ -139,6 +152,14 @@ def _captions(study: Study) -> dict[str, str]:
     return {
         "history": sections.comparable_note(study),
         "learning_curves": "One line per trial. At a rung (dotted) the weaker trials are ended.",
+        "front": (
+            "Every way to use a complete trial. What lies below or left of the front does not "
+            f"exist; the knee is the best trade. All values are in {FRONT}."
+        ),
+        "covered": (
+            "The share of the box around all points that the front covers, after each ended trial: "
+            "a line that stays flat means that more trials would bring little."
+        ),
         "sweep": (
             "What each complete trial scores with other values of this field: measured in its last "
             f"validation, without further training. All metrics are in {SWEEP}."

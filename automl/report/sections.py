@@ -72,6 +72,9 @@ def tuned(study: Study) -> Html:
     limits = {key: value for key, value in vars(settings.budget).items() if value is not None}
     settled = [
         ("Objective", f"{_objective(study)} after {_full(study)} epochs, {better} is better"),
+        *(("Objective", f"{named(each.metric, each.unit)}, {each.direction}")
+          for each in study.goals.others),
+        *(("Constraint", str(limit)) for limit in study.goals.constraints),
         ("Model", settings.model),
         ("Data", f"training {_data(settings.data.train)}; validation {_data(settings.data.val)}"),
         ("Algorithm", f"{settings.algorithm.name}: {row.sampler} proposes; {early}"),
@@ -177,6 +180,37 @@ def _dropped(study: Study) -> Html:
     inner = table("Candidates that are not searched", [Column("Field"), Column("Reason")], rows)
     summary = tag("summary", f"{len(rows)} left out")
     return tag("details", join([summary, inner]), open="")
+
+
+# --- the front ---------------------------------------------------------------------------------
+
+
+def front(study: Study) -> Html:
+    """The points of the front, and the limits that they keep."""
+    goals, knee = study.goals, study.knee()
+    limits = ", ".join(str(limit) for limit in goals.constraints)
+    kept = f" Only points that keep {limits} are on it." if limits else ""
+    columns = [
+        Column("Point"),
+        Column("Setting"),
+        *(Column(named(name, unit), numeric=True) for name, unit in goals.units.items()),
+    ]
+    rows = [
+        (
+            f"{point.name}" + (" (knee)" if point == knee else ""),
+            str(point.setting) if point.setting is not None else NOTHING,
+            *(score(point.values[name], unit) for name, unit in goals.units.items()),
+        )
+        for point in study.front()
+    ]
+    if not rows:
+        return tag("p", "No complete trial is on the front yet." + kept)
+    marked = {index: "best" for index, point in enumerate(study.front()) if point == knee}
+    told = (
+        "Of these points none beats another in all objectives. The knee is promoted unless "
+        "`automl promote --select POINT` names another." + kept
+    )
+    return join([tag("p", told), table("The front", columns, rows, marked=marked)])
 
 
 # --- trials -------------------------------------------------------------------------------------

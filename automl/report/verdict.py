@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from automl.gain import gain, in_words
+from automl.objectives import in_words as point_in_words
 from automl.report.markup import (
     Column,
     Html,
@@ -30,6 +31,12 @@ def headline(study: Study) -> str:
     """Return the outcome in one sentence."""
     best, baseline = study.best(), study.baseline()
     metric, unit = study.objective.metric, study.objective.unit
+    if (knee := study.knee()) is not None:
+        return (
+            f"Front of {len(study.front())} points; its knee is {point_in_words(knee, study.goals)}"
+        )
+    if best is None and study.points():
+        return "No result: no complete trial keeps the constraints"
     if best is None:
         return (
             "No result yet" if state_of(study) != "finished" else "No result: no trial is complete"
@@ -62,6 +69,8 @@ def verdict(study: Study, bundle: Mapping[str, Any] | None) -> Html:
     unit, metric = study.objective.unit, study.objective.metric
     best, baseline = study.best(), study.baseline()
     value = study.value(best) if best else None
+    if (knee := study.knee()) is not None:
+        value = knee.values[metric]  # with its setting
     before = study.value(baseline) if baseline else None
     apart = value - before if value is not None and before is not None else None
     counts = Counter(trial.state for trial in study.trials)

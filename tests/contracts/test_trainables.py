@@ -130,9 +130,19 @@ class Seeded(Quadratic):
         return super().run(action, spec, results_dir, report)
 
 
+class Vague(Quadratic):
+    """Measures something else than it declares."""
+
+    def run(self, action, spec, results_dir, report=None):
+        if action == "measure":
+            return Result("ok", {"model/parameters": 1.0})
+        return super().run(action, spec, results_dir, report)
+
+
 @pytest.mark.parametrize(
     ("trainer", "words"),
     [
+        (Vague, r"measure told \['model/parameters'\], declared are \['engine/latency_ms', 'model"),
         (Silent, r"reported epochs \[\], not \[1, 2"),
         (Stubborn, r"told to stop after epoch 1, reported \[1, 2"),
         (Seeded, r"with train\.seed 1 training ended failed: only seed 0"),
