@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stereo import engines
@@ -229,6 +230,8 @@ class _EngineNetwork:
         self._path = path
         self._task = task
         self._engine = loaded.engine
+        self._facts = loaded.facts
+        self._profile = loaded.profile
         self._largest = loaded.largest_batch
         self._is_static = self._engine.inputs[0].shape[0] != -1
 
@@ -244,9 +247,24 @@ class _EngineNetwork:
         names = self._task.graph_inputs
         inputs = {n: image.cpu().numpy() for n, image in zip(names, images, strict=True)}
         shapes = {name: values.shape for name, values in inputs.items()}
-        base.check_shapes(self._path, self._engine.inputs, shapes)
+        base.check_shapes(self._path, self._engine.inputs, shapes, self._profile)
+        if self._engine.inputs[0].dtype == "uint8":
+            inputs = {name: self._pixels(values) for name, values in inputs.items()}
         output = torch.from_numpy(self._engine(inputs)[self._task.graph_output])
         return output.reshape(-1, *size)[:count]
+
+    def _pixels(self, images: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Images as they were before their normalisation, which is part of this graph."""
+        if not self._facts:
+            raise EngineError(
+                f"{self._path}: takes uint8 images, and without its sidecar nothing says how the "
+                "images were normalised. Put the .json file of the export beside it"
+            )
+        mean, std = (
+            np.array(self._facts[f"input_{name}"], np.float32).reshape(-1, 1, 1)
+            for name in ("mean", "std")
+        )
+        return np.rint(np.clip(images * std + mean, 0, 1) * 255).astype(np.uint8)
 
 
 def _repeat_last(image: Tensor, batch: int) -> Tensor:
@@ -254,7 +272,9 @@ def _repeat_last(image: Tensor, batch: int) -> Tensor:
     return torch.cat((image, image[-1:].expand(batch - len(image), -1, -1, -1)))
 
 
-def _graph_size(path: Path, engine: base.Engine, wanted: Size | None, task: Task[Any]) -> Size:
+def _graph_size(
+    path: Path, engine: base.Engine, wanted: Size | None, task: Task[Any]
+) -> Size | None:
     names = {tensor.name for tensor in engine.inputs}
     if names != set(task.graph_inputs):
         raise EngineError(
@@ -262,6 +282,8 @@ def _graph_size(path: Path, engine: base.Engine, wanted: Size | None, task: Task
             f"{' and '.join(task.graph_inputs)}. Export the graph with depth_net export"
         )
     height, width = engine.inputs[0].shape[2:]
+    if -1 in (height, width):
+        return wanted  # open: each image has its own
     if wanted not in (None, (height, width)):
         problem = f"got {wanted}, the graph takes ({height}, {width})"
         remedy = "Leave both unset to take the graph's size, or export at this size"

@@ -59,6 +59,7 @@ class ModelEntry:
         load_release: released names -> ours; leaves our own names unchanged.
         release_faults: what in a spec differs from the network of the released weights.
         stride: input height and width are multiples of this many pixels.
+        dynamic_size: a graph can leave height and width open.
         settle: spec section and what the weights tell -> section without open choices.
         parts: what of the network may start from a file of its own.
     """
@@ -71,6 +72,7 @@ class ModelEntry:
     load_release: Callable[[dict[str, Tensor]], dict[str, Tensor]]
     release_faults: Callable[[ExperimentSpec], list[SpecProblem]]
     stride: int
+    dynamic_size: bool = False
     settle: Callable[[Any, Stated], Any] = lambda section, _stated: section
     parts: Callable[[], tuple[Part, ...]] = tuple
 
@@ -202,6 +204,7 @@ MODELS: dict[str, ModelEntry] = {
             load_release=names.rename_fast_foundation_stereo,
             release_faults=bp2_mismatches,
             stride=32,
+            dynamic_size=True,
             parts=lambda: (_edgenext(),),
         ),
         ModelEntry(

@@ -8,12 +8,14 @@ engine's sidecar names the graph file; that file, as it is now, gives the scores
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stereo.engines import base, precision
-from stereo.engines.base import Engine, EngineBackend
+from stereo.engines.base import Engine, EngineBackend, ShapeRange
 from stereo.engines.ort import GraphEngine, OnnxRuntime
 from stereo.engines.trt import TensorRT
 from stereo.engines.trt_rtx import TensorRTRTX
@@ -59,6 +61,7 @@ class Runnable:
         facts: sidecar of the graph (model, size, iterations); empty without one.
         warnings: what a reader of the scores must know, for example exchanged files.
         profile_batch: largest batch of an engine with an open batch axis.
+        profile: inputs of an engine with open sides -> the shapes it was built for.
     """
 
     engine: Engine
@@ -66,6 +69,7 @@ class Runnable:
     facts: dict[str, Any]
     warnings: tuple[str, ...] = ()
     profile_batch: int | None = None
+    profile: Mapping[str, ShapeRange] = field(default_factory=dict[str, ShapeRange])
 
     @property
     def largest_batch(self) -> int | None:
@@ -130,17 +134,22 @@ def _engine_or_graph(
     recorded = facts["graph"]
     changed = recorded["converted_sha256"] != recorded["sha256"]
     rounds = STORAGE_ROUNDING if changed else ""
+    profile = {
+        name: ShapeRange(*(tuple(shapes[end]) for end in ("minimum", "optimum", "maximum")))
+        for name, shapes in facts.get("profiles", {}).items()
+    }
+    sides = {name: _any_batch(shapes) for name, shapes in profile.items()}
     if owner.name == "onnxruntime":
         engine: Engine = GraphEngine(path.read_bytes(), threads=threads)
-        return Runnable(engine, f"ONNX Runtime {engine.device}, {kind}{rounds}", source, warnings)
+        words = f"ONNX Runtime {engine.device}, {kind}{rounds}"
+        return Runnable(engine, words, source, warnings, profile=sides)
     try:
         engine = owner.load(path, runtime_cache=runtime_cache)
     except EngineError as error:
         reason = str(error).splitlines()[0]
     else:
-        profiles: list[dict[str, Any]] = list(facts["profiles"].values())
-        largest = profiles[0]["maximum"][0] if profiles else None
-        return Runnable(engine, f"{kind} on {engine.device}", source, warnings, largest)
+        largest = next((shapes.maximum[0] for shapes in profile.values()), None)
+        return Runnable(engine, f"{kind} on {engine.device}", source, warnings, largest, profile)
     graph = _graph_of(path, facts, reason)
     converted = precision.convert(
         graph.read_bytes(), facts["data_type"], layers, emulate_bfloat16=True
@@ -149,7 +158,12 @@ def _engine_or_graph(
     engine = GraphEngine(converted, threads=threads)
     words = f"ONNX Runtime {engine.device}, graph of {kind}{rounds}"
     words += f" (engine not runnable here: {reason})"
-    return Runnable(engine, words, source, warnings)
+    return Runnable(engine, words, source, warnings, profile=sides)
+
+
+def _any_batch(shapes: ShapeRange) -> ShapeRange:
+    """The shapes without limits of the batch, which ONNX Runtime does not have."""
+    return ShapeRange((1, *shapes.minimum[1:]), shapes.optimum, (sys.maxsize, *shapes.maximum[1:]))
 
 
 def _graph_of(engine: Path, facts: dict[str, Any], reason: str) -> Path:

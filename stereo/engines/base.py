@@ -178,9 +178,18 @@ def peak_memory_mb() -> int:
 
 
 def check_shapes(
-    source: Path, inputs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]
+    source: Path,
+    inputs: Sequence[TensorSpec],
+    shapes: Mapping[str, tuple[int, ...]],
+    profile: Mapping[str, ShapeRange] | None = None,
 ) -> None:
-    """Refuse an input that a fixed axis of the engine cannot take.
+    """Refuse an input that an axis of the engine cannot take.
+
+    Args:
+        source: the engine, for messages.
+        inputs: of the engine.
+        shapes: given, by input.
+        profile: what the engine was built for, by input, where it has open axes.
 
     Raises:
         SpecError: every wrong axis, with the size given and the size needed.
@@ -195,6 +204,19 @@ def check_shapes(
         for tensor in inputs
         for axis, (given, needed) in enumerate(zip(shapes[tensor.name], tensor.shape, strict=True))
         if needed not in (-1, given)
+    ]
+    problems += [
+        SpecProblem(
+            source=str(source),
+            key=f"{name} axis {axis}",
+            problem=f"got {given}, the engine's profile is {low}..{high}",
+            remedy="Set the input size of the verb to one within it, or build a wider profile",
+        )
+        for name, built in (profile or {}).items()
+        for axis, (given, low, high) in enumerate(
+            zip(shapes[name], built.minimum, built.maximum, strict=True)
+        )
+        if not low <= given <= high
     ]
     if problems:
         raise SpecError(problems)

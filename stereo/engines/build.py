@@ -63,9 +63,11 @@ def build_engine(
     converted = (
         precision.convert(exported, data_type, layers) if builder.has_bfloat16 else computable
     )
-    tell(f"checking the {data_type} graph in ONNX Runtime")
     reference = GraphEngine(exported)
     options = build_options(section, reference.inputs)
+    if data_type == "fp16" and -1 in reference.inputs[0].shape[2:]:
+        LOG.warning("%s=fp16 with open sides: may drift or give NaN; fp32 is safe", KEY)
+    tell(f"checking the {data_type} graph in ONNX Runtime")
     probe = _probe(reference.inputs, options)
     rounding = _difference(reference(probe), GraphEngine(computable)(probe), graph)
     tell(f"building with {builder.name}")
@@ -155,31 +157,37 @@ def _network_fault(source: Mapping[str, Any], data_type: DataType) -> tuple[str,
 def engine_name(
     graph: Path, data_type: str, inputs: Sequence[TensorSpec], builder: EngineBackend
 ) -> str:
-    """File name of an engine: `<graph stem>.<precision>.<HxW>.<suffix>`."""
+    """File name of an engine: `<graph stem>.<precision>.<HxW or dyn>.<suffix>`."""
     height, width = inputs[0].shape[2:]
-    return f"{graph.stem}.{data_type}.{height}x{width}.{builder.suffix}"
+    size = "dyn" if -1 in (height, width) else f"{height}x{width}"
+    return f"{graph.stem}.{data_type}.{size}.{builder.suffix}"
 
 
 def build_options(section: EngineSpec, inputs: Sequence[TensorSpec]) -> BuildOptions:
-    """Options for a graph with these inputs; an open batch axis gets a profile.
+    """Options for a graph with these inputs; open axes get a profile.
 
     Raises:
-        SpecError: the batch that the spec fixes is not the one the graph has.
-        EngineError: another axis than the batch is open.
+        SpecError: the batch that the spec fixes is not the one the graph has, or it gives no
+            profile for open sides.
+        EngineError: another axis than batch, height and width is open.
     """
     batch, tensorrt = section.batch_size, section.tensorrt
     sizes = (tensorrt.min_batch_size, tensorrt.opt_batch_size, tensorrt.max_batch_size)
     sizes = (batch,) * 3 if batch > 0 else sizes
     profiles: dict[str, ShapeRange] = {}
     for tensor in inputs:
-        if -1 in tensor.shape[1:]:
+        if tensor.shape[1] == -1 or (-1 in tensor.shape[2:] and tensor.shape[2:] != (-1, -1)):
             raise EngineError(
                 f"{section.onnx_file}: input {tensor.name} has shape {list(tensor.shape)}; only "
-                "the batch may be dynamic. Export again with fixed height and width"
+                "the batch, or height and width together, may be dynamic. Export again"
             )
-        if tensor.shape[0] == -1:
-            profiles[tensor.name] = ShapeRange(*((size, *tensor.shape[1:]) for size in sizes))
-        elif batch not in (-1, tensor.shape[0]):
+        is_open = tensor.shape[2:] == (-1, -1)
+        if tensor.shape[0] == -1 or is_open:
+            sides = _sides(section) if is_open else (tensor.shape[2:],) * 3
+            batches = sizes if tensor.shape[0] == -1 else (tensor.shape[0],) * 3
+            shapes = zip(batches, sides, strict=True)
+            profiles[tensor.name] = ShapeRange(*((n, tensor.shape[1], *hw) for n, hw in shapes))
+        if tensor.shape[0] != -1 and batch not in (-1, tensor.shape[0]):
             raise SpecError(
                 [
                     SpecProblem(
@@ -201,8 +209,25 @@ def build_options(section: EngineSpec, inputs: Sequence[TensorSpec]) -> BuildOpt
     )
 
 
+def _sides(section: EngineSpec) -> tuple[tuple[int, int], ...]:
+    """Smallest, best and largest height and width that the spec gives for an open graph.
+
+    Raises:
+        SpecError: it gives none.
+    """
+    names = [f"{end}_{side}" for end in ("min", "opt", "max") for side in ("height", "width")]
+    given = [getattr(section, name, None) for name in names]
+    if None in given:
+        problem = f"height and width of the graph are open, {', '.join(names)} are not all set"
+        remedy = "Set the six, multiples of 32, or export with export.dynamic_hw=false"
+        key = f"gen_trt_engine.{names[given.index(None)]}"
+        raise SpecError([SpecProblem(section.onnx_file, key, problem, remedy)])
+    sides: list[int] = [int(side) for side in given if side is not None]
+    return tuple(zip(sides[::2], sides[1::2], strict=True))
+
+
 def _probe(inputs: Sequence[TensorSpec], options: BuildOptions) -> Tensors:
-    """Normalised noise at the shapes the engine is tuned for, another for each input."""
+    """Noise at the shapes the engine is tuned for, another for each input."""
     generator = np.random.default_rng(0)
     shapes = {
         tensor.name: options.profiles[tensor.name].optimum
@@ -210,9 +235,9 @@ def _probe(inputs: Sequence[TensorSpec], options: BuildOptions) -> Tensors:
         else tensor.shape
         for tensor in inputs
     }
-    return {
-        name: generator.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()
-    }
+    if inputs[0].dtype == "uint8":
+        return {n: generator.integers(0, 256, s, dtype=np.uint8) for n, s in shapes.items()}
+    return {n: generator.standard_normal(s, dtype=np.float32) for n, s in shapes.items()}
 
 
 def _difference(reference: Tensors, candidate: Tensors, graph: Path) -> float:

@@ -184,6 +184,11 @@ def _write_sidecar(target: Path, source: Path, spec: ExperimentSpec) -> None:
 
 def _of_graph(path: Path, spec: ExperimentSpec) -> _Model:
     engine, task = GraphEngine(path.read_bytes()), entry_for(spec).task
+    if engine.inputs[0].dtype == "uint8":
+        raise EngineError(
+            f"{path}: takes uint8 images. Quantise a graph that was exported with "
+            "export.include_normalization=false"
+        )
 
     def run(images: Images) -> NDArray[Any]:
         return engine(_tensors(task.graph_inputs, images))[task.graph_output]

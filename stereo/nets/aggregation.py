@@ -31,6 +31,7 @@ from stereo.nets.blocks import (
     Residual,
     channels_last,
     full_precision,
+    leading,
     recomputed,
     runs_eagerly_on_cpu,
     spatial_shape,
@@ -102,11 +103,11 @@ class GroupAttention(DisparityAttention):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         length, channels = (int(size) for size in q.shape[1:])
-        width = channels // HEADS
-        q, k, v = (x.reshape(-1, length, HEADS, width) for x in (q, k, v))
+        count, width = leading(q.shape[0]), channels // HEADS
+        q, k, v = (x.reshape(count, length, HEADS, width) for x in (q, k, v))
         scores = q @ k.transpose(-2, -1) / math.sqrt(width)  # (N, L, heads, heads)
         mixed = torch.softmax(scores, dim=-1) @ v
-        return mixed.reshape(-1, length, channels)
+        return mixed.reshape(count, length, channels)
 
 
 class RowAttention(DisparityAttention):
@@ -221,7 +222,8 @@ class DisparityTransformer(nn.Module):
     def forward(self, volume: Tensor) -> Tensor:
         channels, (length, height, width) = int(volume.shape[1]), spatial_shape(volume)
         tokens = recomputable(_tokens, volume)
-        tokens = self._filtered(tokens).reshape(-1, height, width, length, channels)
+        tokens = self._filtered(tokens)
+        tokens = tokens.reshape(leading(volume.shape[0]), height, width, length, channels)
         return channels_last(tokens.permute(0, 4, 3, 1, 2))  # (B, C, L, h, w)
 
     def _filtered(self, tokens: Tensor) -> Tensor:
@@ -288,7 +290,9 @@ class _ChunkedFunction(torch.autograd.Function):
 
 def _tokens(volume: Tensor) -> Tensor:
     """Return the disparity axis of every pixel of (B, C, L, h, w), (B h w, L, C)."""
-    return volume.permute(0, 3, 4, 2, 1).reshape(-1, *(int(volume.shape[axis]) for axis in (2, 1)))
+    batch, channels, length, height, width = volume.shape
+    shape = (leading(batch, height, width), int(length), int(channels))
+    return volume.permute(0, 3, 4, 2, 1).reshape(shape)
 
 
 def _sum(one: Tensor, other: Tensor) -> Tensor:

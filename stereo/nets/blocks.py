@@ -11,7 +11,8 @@ layout makes the 3-D convolutions 1.7 to 3.7 times faster.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -50,12 +51,41 @@ def runs_eagerly_on_cpu(x: Tensor) -> bool:
     )
 
 
-def spatial_shape(x: Tensor) -> list[int]:
-    """Return the sizes of `x` (B, C, ...) behind the channels as plain integers.
+_computes_sizes = False
 
-    A traced graph then holds them as constants instead of computing them again from its inputs.
+
+@contextmanager
+def computed_sizes() -> Iterator[None]:
+    """While it lasts, a traced graph computes the sizes of its maps from its inputs."""
+    global _computes_sizes
+    _computes_sizes = True
+    try:
+        yield
+    finally:
+        _computes_sizes = False
+
+
+def plain_sizes(sizes: Iterable[int]) -> list[int]:
+    """Return sizes as plain integers.
+
+    A traced graph then holds them as constants instead of computing them again from its inputs;
+    but see `computed_sizes`.
     """
-    return [int(size) for size in x.shape[2:]]
+    return list(sizes) if _computes_sizes else [int(size) for size in sizes]
+
+
+def spatial_shape(x: Tensor) -> list[int]:
+    """Return the sizes of `x` (B, C, ...) behind the channels, see `plain_sizes`."""
+    return plain_sizes(x.shape[2:])
+
+
+def leading(*sizes: int) -> int:
+    """Return the first size of a reshape, the product of sizes: left open, or computed.
+
+    An open size beside computed ones has no useful upper bound, so that TensorRT would plan for
+    maps many times too large (`computed_sizes`).
+    """
+    return math.prod(sizes) if _computes_sizes else -1
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -362,10 +392,12 @@ class DepthConv3d(nn.Conv3d):
     def forward(self, input: Tensor) -> Tensor:
         # Flattening in channels-last order keeps the strides of a batch of one recognisable.
         depth, height, width = spatial_shape(input)
-        rows = input.permute(0, 2, 3, 4, 1).reshape(-1, depth, height * width, self.in_channels)
+        rows = input.permute(0, 2, 3, 4, 1)
+        rows = rows.reshape(leading(input.shape[0]), depth, height * width, self.in_channels)
         rows = rows.permute(0, 3, 1, 2)  # (B, C, D, H W)
         rows = F.conv2d(rows, self.weight.squeeze(-1), self.bias, padding=self.padding[:2])
-        volume = rows.permute(0, 2, 3, 1).reshape(-1, depth, height, width, self.out_channels)
+        shape = (leading(input.shape[0]), depth, height, width, self.out_channels)
+        volume = rows.permute(0, 2, 3, 1).reshape(shape)
         return volume.permute(0, 4, 1, 2, 3)
 
 
@@ -377,10 +409,13 @@ class PlaneConv3d(nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         depth, height, width = spatial_shape(input)
-        planes = input.permute(0, 2, 3, 4, 1).reshape(-1, height, width, self.in_channels)
+        planes = input.permute(0, 2, 3, 4, 1)
+        count = leading(input.shape[0], depth)
+        planes = planes.reshape(count, height, width, self.in_channels)
         planes = planes.permute(0, 3, 1, 2)  # (B D, C, H, W)
         planes = F.conv2d(planes, self.weight.squeeze(2), self.bias, padding=self.padding[1:])
-        volume = planes.permute(0, 2, 3, 1).reshape(-1, depth, height, width, self.out_channels)
+        shape = (leading(input.shape[0]), depth, height, width, self.out_channels)
+        volume = planes.permute(0, 2, 3, 1).reshape(shape)
         return volume.permute(0, 4, 1, 2, 3)
 
 
@@ -396,7 +431,7 @@ class ScoreConv3d(nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         taps = input.permute(0, 2, 3, 4, 1) @ self.weight.flatten(2)[0]  # (B, D, H, W, 27)
-        taps = taps.reshape(-1, *spatial_shape(input), 3, 3, 3)
+        taps = taps.reshape(leading(input.shape[0]), *spatial_shape(input), 3, 3, 3)
         score = F.pad(taps, (0,) * 6 + (1, 1) * 3)
         for axis in (3, 2, 1):  # the last tap axis belongs to W, then H, then D
             score = self._sum_taps(score, axis)
@@ -406,7 +441,7 @@ class ScoreConv3d(nn.Conv3d):
     @staticmethod
     def _sum_taps(x: Tensor, axis: int) -> Tensor:
         """Add the three taps of the last dimension, tap k read from k on along `axis`."""
-        size = int(x.shape[axis]) - 2
+        (size,) = plain_sizes([x.shape[axis] - 2])
         first, second, third = (x.select(-1, k).narrow(axis, k, size) for k in range(3))
         return first + second + third
 
@@ -425,10 +460,12 @@ class WideScoreConv3d(nn.Conv3d):
         depth, height, width = spatial_shape(input)
         size, _, _ = self.kernel_size
         margin = size // 2
-        planes = input.permute(0, 2, 3, 4, 1).reshape(-1, height, width, self.in_channels)
+        planes = input.permute(0, 2, 3, 4, 1)
+        count = leading(input.shape[0], depth)
+        planes = planes.reshape(count, height, width, self.in_channels)
         planes = planes.permute(0, 3, 1, 2)  # (B D, C, H, W)
         shares = F.conv2d(planes, self.weight[0].transpose(0, 1), padding=margin)
-        shares = shares.reshape(-1, depth, size, height, width)
+        shares = shares.reshape(leading(input.shape[0]), depth, size, height, width)
         shares = F.pad(shares, (0, 0, 0, 0, 0, 0, margin, margin))
         assert self.bias is not None
         score = self.bias

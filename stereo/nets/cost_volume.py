@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stereo.nets.blocks import full_precision, spatial_shape
+from stereo.nets.blocks import full_precision, leading, spatial_shape
 from stereo.nets.recompute import recomputable
 from stereo.nets.sampling import LinearTable, halve
 
@@ -39,7 +39,8 @@ def group_wise_correlation(
         Volume (B, G, D, h, w): sum over the C/G channels of left[x] * right[x - d].
     """
     channels, (height, width) = int(left.shape[1]), spatial_shape(left)
-    groups = (-1, num_groups, channels // num_groups, height, width)
+    batch = leading(left.shape[0])
+    groups = (batch, num_groups, channels // num_groups, height, width)
     left, right = left.reshape(groups), right.reshape(groups)
     if normalize:
         left, right = F.normalize(left, dim=2), F.normalize(right, dim=2)
@@ -48,9 +49,9 @@ def group_wise_correlation(
     products = left.permute(0, 1, 3, 4, 2) @ reversed_right.permute(0, 1, 3, 2, 4)
     # (B, G, h, w, w + D); candidate d of column x is at k = w - 1 - x + d.
     row = width + max_disparity
-    products = products.reshape(-1, num_groups, height, width * row)
+    products = products.reshape(batch, num_groups, height, width * row)
     diagonals = products[..., width - 1 : width - 1 + width * (row - 1)]
-    diagonals = diagonals.reshape(-1, num_groups, height, width, row - 1)
+    diagonals = diagonals.reshape(batch, num_groups, height, width, row - 1)
     volume = diagonals[..., :max_disparity]  # (B, G, h, w, D)
     return volume.permute(0, 1, 4, 2, 3)
 
@@ -67,13 +68,13 @@ def concatenation_volume(left: Tensor, right: Tensor, *, max_disparity: int) -> 
         Volume (B, 2C, D, h, w); the left half does not depend on d, also where x < d.
     """
     channels, (height, width) = int(left.shape[1]), spatial_shape(left)
-    row = width + max_disparity
+    row, batch = width + max_disparity, leading(left.shape[0])
     # Row d of the repeated array is read from column D - d on: right[x - d] behind D zeros.
     padded = F.pad(right, (max_disparity, 0)).unsqueeze(3)
     repeated = padded.expand(-1, -1, -1, max_disparity, -1)
-    repeated = repeated.reshape(-1, channels, height, max_disparity * row)
+    repeated = repeated.reshape(batch, channels, height, max_disparity * row)
     shifted = repeated[..., max_disparity:]
-    shifted = shifted.reshape(-1, channels, height, max_disparity, row - 1)
+    shifted = shifted.reshape(batch, channels, height, max_disparity, row - 1)
     shifted = shifted[..., :width]  # (B, C, h, D, w)
     constant = left.unsqueeze(2).expand(-1, -1, max_disparity, -1, -1)
     return torch.cat((constant, shifted.transpose(2, 3)), dim=1)
@@ -103,11 +104,13 @@ class GeometryLookup:
         self, volume: Tensor, left: Tensor, right: Tensor, *, levels: int, radius: int
     ) -> None:
         channels, (depth, height, width) = int(volume.shape[1]), spatial_shape(volume)
-        self.map_shape = (-1, height, width)
+        batch = leading(volume.shape[0])
+        self.map_shape = (batch, height, width)
         geometry = full_precision(volume).permute(0, 2, 3, 4, 1)  # (B, D, h, w, C), as in memory
-        geometry = geometry.reshape(-1, depth, height * width, channels)
+        geometry = geometry.reshape(batch, depth, height * width, channels)
         appearance = full_precision(all_pairs_correlation(left, right))
-        appearance = appearance.reshape(-1, width, 1, 1)  # (N, w, 1, 1)
+        pixels = leading(volume.shape[0], height, width)
+        appearance = appearance.reshape(pixels, width, 1, 1)  # (N, w, 1, 1)
         self.column = torch.arange(width, dtype=geometry.dtype, device=volume.device)
         self.levels: list[tuple[LinearTable, LinearTable]] = []
         for level in range(levels):

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stereo.nets.blocks import UpMerge, channels_last, spatial_shape
+from stereo.nets.blocks import UpMerge, channels_last, leading, plain_sizes, spatial_shape
 from stereo.nets.recompute import recomputable
 
 WIDTHS = (48, 96, 160, 304)
@@ -110,14 +110,14 @@ class CrossCovarianceAttention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        count, channels = (int(size) for size in x.shape[1:])
+        count, channels = plain_sizes(x.shape[1:])
         qkv = self.qkv(x).transpose(1, 2)  # (B, 3C, N)
-        qkv = qkv.reshape(-1, 3, HEADS, channels // HEADS, count)
+        qkv = qkv.reshape(leading(x.shape[0]), 3, HEADS, channels // HEADS, count)
         q, k, v = qkv.unbind(1)  # each (B, heads, C/heads, N)
         q = F.normalize(q, dim=-1)
         k = F.normalize(k, dim=-1)
         attention = torch.softmax(q @ k.transpose(-2, -1) * self.temperature, dim=-1)
-        mixed = (attention @ v).reshape(-1, channels, count)
+        mixed = (attention @ v).reshape(leading(x.shape[0]), channels, count)
         return self.proj(mixed.transpose(1, 2))
 
 
@@ -150,7 +150,7 @@ class SplitTransposeEncoder(Mlp):
         tokens = y.flatten(2).transpose(1, 2)  # (B, N, C)
         tokens = tokens + self.gamma_xca * self.xca(self.norm_xca(tokens))
         out = self.expand(tokens).transpose(1, 2)  # (B, C, N)
-        return x + out.reshape(-1, int(x.shape[1]), *spatial_shape(x))
+        return x + out.reshape(leading(x.shape[0]), int(x.shape[1]), *spatial_shape(x))
 
 
 def _stage(index: int) -> nn.Sequential:

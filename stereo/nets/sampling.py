@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from stereo.nets.blocks import spatial_shape
+from stereo.nets.blocks import leading, plain_sizes, spatial_shape
 
 
 class LinearTable:
@@ -56,7 +56,7 @@ class _Windows:
 
     def __init__(self, rows: Tensor, radius: int) -> None:
         self.radius = radius
-        groups, (self.length, self.stride) = rows.shape[0], (int(x) for x in rows.shape[1:3])
+        groups, (self.length, self.stride) = rows.shape[0], plain_sizes(rows.shape[1:3])
         group = torch.arange(groups, device=rows.device) * (self.length * self.stride)
         pixel = torch.arange(self.stride, device=rows.device)
         self.first = (group[:, None] + pixel).reshape(-1, 1)  # (N, 1): the pixel's first sample
@@ -83,8 +83,9 @@ class _Windows:
 
 def halve(rows: Tensor) -> Tensor:
     """Return the means of adjacent samples (G, D // 2, P, C); an odd last one of D is dropped."""
-    length, pixels, channels = (int(size) for size in rows.shape[1:])
-    pairs = rows[:, : length // 2 * 2].reshape(-1, length // 2, 2, pixels, channels)
+    length, pixels, channels = plain_sizes(rows.shape[1:])
+    shape = (leading(rows.shape[0]), length // 2, 2, pixels, channels)
+    pairs = rows[:, : length // 2 * 2].reshape(shape)
     first, second = pairs.unbind(2)
     return (first + second) / 2
 
@@ -142,6 +143,6 @@ def convex_upsample(disparity: Tensor, weights: Tensor) -> Tensor:
     padded = F.pad(4 * disparity, (1, 1, 1, 1))
     shifted = [padded[..., y : y + height, x : x + width] for y in range(3) for x in range(3)]
     neighbours = torch.cat(shifted, dim=1)[:, :, :, None, :, None]  # (B, 9, h, 1, w, 1)
-    blocks = weights.reshape(-1, 9, height, 4, width, 4)
+    blocks = weights.reshape(leading(weights.shape[0]), 9, height, 4, width, 4)
     full = (blocks * neighbours).sum(dim=1, keepdim=True)  # (B, 1, h, 4, w, 4)
-    return full.reshape(-1, 1, 4 * height, 4 * width)
+    return full.reshape(leading(weights.shape[0]), 1, 4 * height, 4 * width)

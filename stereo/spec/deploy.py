@@ -76,6 +76,10 @@ class MonoExportSpec:
     input_width: int = spec_field(518, "Network input width", unit="px", low=32)
     input_height: int = spec_field(518, "Network input height", unit="px", low=32)
     batch_size: int = spec_field(-1, "Fixed batch of the graph; -1 = dynamic batch axis", low=-1)
+    dynamic_hw: bool = spec_field(False, "Make height and width dynamic (FFS only)")
+    include_normalization: bool = spec_field(False, "Graph takes uint8 RGB and normalises inside")
+    input_channel: int = spec_field(3, "Input channels", low=1, options=(1, 3))
+    gpu_id: int = spec_field(0, "Device index", low=0)
     opset_version: int = spec_field(17, "ONNX operator set", low=16, high=18)
     format: Literal["onnx"] = spec_field("onnx", "Export format")
     verbose: bool = spec_field(False, "Verbose export logging")
@@ -134,6 +138,18 @@ class EngineSpec:
     )
     verbose: bool = spec_field(False, "Verbose builder logging")
     tensorrt: TensorRTSpec = spec_field(TensorRTSpec, "Builder settings")
+
+
+@dataclass
+class DynamicEngineSpec(EngineSpec):
+    """Settings of the engine build of a network whose graph can leave height and width open."""
+
+    min_height: int | None = spec_field(None, "Profile minimum height", unit="px", low=32)
+    opt_height: int | None = spec_field(None, "Profile optimum height", unit="px", low=32)
+    max_height: int | None = spec_field(None, "Profile maximum height", unit="px", low=32)
+    min_width: int | None = spec_field(None, "Profile minimum width", unit="px", low=32)
+    opt_width: int | None = spec_field(None, "Profile optimum width", unit="px", low=32)
+    max_width: int | None = spec_field(None, "Profile maximum width", unit="px", low=32)
 
 
 @dataclass

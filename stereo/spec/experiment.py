@@ -21,6 +21,7 @@ from stereo.spec.data import (
     MonoDatasetSpec,
 )
 from stereo.spec.deploy import (
+    DynamicEngineSpec,
     EngineSpec,
     EvaluateSpec,
     ExportSpec,
@@ -58,7 +59,9 @@ class ExperimentSpec:
     evaluate: EvaluateSpec = spec_field(EvaluateSpec, "Settings of the evaluate action")
     inference: InferenceSpec = spec_field(InferenceSpec, "Settings of the inference action")
     export: ExportSpec = spec_field(ExportSpec, "Settings of the ONNX export action")
-    gen_trt_engine: EngineSpec = spec_field(EngineSpec, "Settings of the TensorRT engine build")
+    gen_trt_engine: DynamicEngineSpec = spec_field(
+        DynamicEngineSpec, "Settings of the TensorRT engine build"
+    )
     quantize: QuantizeSpec = spec_field(QuantizeSpec, "Settings of the quantize action")
 
 

@@ -285,6 +285,38 @@ def _two_passes(action: str) -> tuple[Rule, Rule]:
     )
 
 
+_PROFILE = [
+    [f"gen_trt_engine.{end}_{side}" for end in ("min", "opt", "max")]
+    for side in ("height", "width")
+]
+_STATIC_SIZE = Rule(
+    ("export.dynamic_hw",),
+    lambda spec: _said_if(
+        spec.export.dynamic_hw,
+        f"{spec.model.model_type} computes its position table for one size: height and width of the"
+        " graph stay fixed",
+    ),
+    "Remove the key",
+    warning=True,
+)
+
+
+def _whole_profile(spec: ExperimentSpec) -> str | None:
+    missing = [path for side in _PROFILE for path in side if is_open(value_at(spec, path))]
+    names = ", ".join(path.rpartition(".")[2] for path in missing)
+    return _said_if(0 < len(missing) < 6, f"{names} not set; a profile needs all six")
+
+
+def _rising(paths: Sequence[str]) -> Rule:
+    """The sizes of a profile do not fall; what is missing is said by another rule."""
+    rule = _not_falling(*paths)
+
+    def broken(spec: ExperimentSpec) -> str | None:
+        return None if any(is_open(value_at(spec, p)) for p in paths) else rule.broken(spec)
+
+    return Rule(rule.keys, broken, rule.remedy)
+
+
 def _output(action: str) -> Rule:
     own = f"{action}.results_dir"
 
@@ -642,6 +674,9 @@ NETWORK_RULES: Mapping[str, tuple[Rule, ...]] = {
             "one less than the hidden width",
             lambda model: model.hidden_dims[0] - 1,
         ),
+        *_sides(STRIDE, *_PROFILE[0], *_PROFILE[1]),
+        *map(_rising, _PROFILE),
+        Rule((*_PROFILE[0], *_PROFILE[1]), _whole_profile, "Set all of them or none"),
         _inert("disp_head_input_dim"),
         _inert("classifier_mid"),
         _inert("cost_agg_conv_patch_padding"),
@@ -651,6 +686,7 @@ NETWORK_RULES: Mapping[str, tuple[Rule, ...]] = {
     ),
     "fs": (
         *STEREO_RULES,
+        _STATIC_SIZE,
         _level_widths(LEVEL_WIDTHS),
         Rule(("model.attention_layout", "model.variant"), _layout_of_variant, "Use auto"),
         Rule(
@@ -710,6 +746,7 @@ STEREO_DATA_RULES: tuple[Rule, ...] = (
 MONO_DATA_RULES: tuple[Rule, ...] = (
     _data_family("MonoDataset", "mono"),
     _multiple("model.mono_backbone.width", 64, "Every attention head is 64 wide"),
+    _STATIC_SIZE,
     _only_of_pairs(),
     Rule(
         (
@@ -798,6 +835,11 @@ DEPLOY_RULES: tuple[Rule, ...] = (
     *(_tile_overlap(action) for action in ("evaluate", "inference")),
     *(_batch(f"{a}.batch_size") for a in ("evaluate", "inference", "export", "gen_trt_engine")),
     _not_falling(*(f"{_TENSORRT}.{end}_batch_size" for end in ("min", "opt", "max"))),
+    Rule(
+        ("export.input_channel",),
+        lambda spec: _said_if(spec.export.input_channel != 3, "got 1, the networks read RGB"),
+        "Use 3, and give grey images as three equal channels",
+    ),
     Rule(
         ("gen_trt_engine.compute_capabilities", f"{_TENSORRT}.data_type"),
         lambda spec: _said_if(

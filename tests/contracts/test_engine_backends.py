@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from stereo.engines import BACKENDS, backend_for, base, runnable
 from stereo.engines.base import EngineBackend
@@ -16,7 +17,9 @@ from stereo.engines.ort import GraphEngine
 from stereo.errors import BackendMissingError, EngineError, SpecError
 from stereo.export.graph import export_graph
 from stereo.export.quantize import quantize_graph
-from stereo.spec.deploy import EngineSpec, MonoEngineSpec, QuantizeSpec
+from stereo.predict import load_predictor
+from stereo.spec.deploy import DynamicEngineSpec, EngineSpec, MonoEngineSpec, QuantizeSpec
+from stereo.spec.experiment import ExperimentSpec
 from tests.stereo.tiny_mono import SIZE, write_tiny_mono
 from tests.stereo.tiny_stereo import HEIGHT, WIDTH, TinyStereo, tiny_spec
 
@@ -98,6 +101,29 @@ class TestEngineBackend:
             "maximum": (4, 3, HEIGHT, WIDTH),
         }
         assert runnable(info.engine).engine(_probe(4))[base.DISPARITY].shape[0] == 4
+
+    def test_open_sides_get_a_profile_and_its_limits_hold(
+        self, backend: EngineBackend, tmp_path: Path
+    ) -> None:
+        graph = _open_graph(tmp_path / "open.onnx")
+        section = DynamicEngineSpec(
+            onnx_file=str(graph), backend=backend.name, min_height=32, opt_height=32,
+            max_height=64, min_width=32, opt_width=64, max_width=96,
+        )  # fmt: skip
+
+        info = build_engine(section, tmp_path)
+
+        assert info.engine.name == f"open.fp32.dyn.{backend.suffix}"
+        assert info.facts["profiles"][base.RIGHT] == {
+            "minimum": (1, 3, 32, 32), "optimum": (1, 3, 32, 64), "maximum": (1, 3, 64, 96),
+        }  # fmt: skip
+        predictor = load_predictor(info.engine, ExperimentSpec())
+        left, right = torch.rand(2, 1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+        expected = (left - right).mean(1)
+        torch.testing.assert_close(predictor({"left": left, "right": right}), expected)
+        wide = {"left": torch.cat((left, left), -1), "right": torch.cat((right, right), -1)}
+        with pytest.raises(SpecError, match=r"left_image axis 3: got 192, .* 32\.\.96"):
+            predictor(wide)
 
     def test_a_graph_that_it_cannot_build_is_an_error_that_says_why(
         self, backend: EngineBackend, graph: Path
@@ -257,3 +283,20 @@ def test_a_backend_that_is_missing_names_the_remedy() -> None:
         with pytest.raises(BackendMissingError, match=rf"{found.name}.*(pip install|Set)") as error:
             found.compile(b"", base.BuildOptions())
         assert error.value.exit_code == 4
+
+
+def _open_graph(path: Path) -> Path:
+    """Mean difference of a pair of any size, (1, 1, H, W)."""
+    float32, shape = onnx.TensorProto.FLOAT, [1, 3, "height", "width"]
+    nodes = [
+        onnx.helper.make_node("Sub", [base.LEFT, base.RIGHT], ["difference"]),
+        onnx.helper.make_node("ReduceMean", ["difference"], [base.DISPARITY], axes=[1]),
+    ]
+    inputs = [
+        onnx.helper.make_tensor_value_info(n, float32, shape) for n in (base.LEFT, base.RIGHT)
+    ]
+    output = onnx.helper.make_tensor_value_info(base.DISPARITY, float32, [1, 1, *shape[2:]])
+    made = onnx.helper.make_graph(nodes, "open", inputs, [output])
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(made, opset_imports=opsets, ir_version=10), path)
+    return path

@@ -16,7 +16,7 @@ from stereo.engines.ort import GraphEngine
 from stereo.errors import BackendMissingError, EngineError, SpecError
 from stereo.export.graph import export_graph
 from stereo.files import sha256
-from stereo.spec.deploy import EngineSpec
+from stereo.spec.deploy import DynamicEngineSpec, EngineSpec
 from tests.stereo.tiny_stereo import HEIGHT, WIDTH, TinyStereo, tiny_spec
 
 NEEDS_RTX = pytest.mark.skipif(
@@ -234,8 +234,31 @@ def test_the_profile_of_an_open_batch_is_the_fixed_batch_or_the_range() -> None:
         base.LEFT: ShapeRange((1, *size), (2, *size), (4, *size))
     }
     open_height = [TensorSpec(base.LEFT, "float", (1, 3, -1, WIDTH))]
-    with pytest.raises(EngineError, match="only the batch may be dynamic"):
+    with pytest.raises(EngineError, match="only the batch, or height and width together, may be"):
         build_options(section, open_height)
+
+
+def test_the_profile_of_open_sides_is_what_the_spec_gives() -> None:
+    inputs = [TensorSpec(base.LEFT, "float", (1, 3, -1, -1))]
+    with pytest.raises(SpecError, match=r"min_height: height and width of the graph are open"):
+        build_options(EngineSpec(onnx_file="a.onnx"), inputs)  # of a network without such fields
+    section = DynamicEngineSpec(onnx_file="a.onnx", min_height=32, opt_height=64, max_height=96)
+    with pytest.raises(SpecError, match=r"gen_trt_engine\.min_width: .*Set the six"):
+        build_options(section, inputs)
+    section.min_width, section.opt_width, section.max_width = 64, 128, 256
+    assert build_options(section, inputs).profiles == {
+        base.LEFT: ShapeRange((1, 3, 32, 64), (1, 3, 64, 128), (1, 3, 96, 256))
+    }
+
+
+def test_a_shape_outside_a_profile_names_axis_and_limits() -> None:
+    inputs = [TensorSpec(base.LEFT, "float", (-1, 3, -1, -1))]
+    profile = {base.LEFT: ShapeRange((1, 3, 32, 64), (1, 3, 64, 64), (2, 3, 96, 128))}
+    base.check_shapes(Path("a"), inputs, {base.LEFT: (2, 3, 96, 64)}, profile)
+    with pytest.raises(
+        SpecError, match=r"left_image axis 3: got 160, the engine's profile is 64\.\.128"
+    ):
+        base.check_shapes(Path("a"), inputs, {base.LEFT: (1, 3, 32, 160)}, profile)
 
 
 def test_a_shape_that_a_fixed_axis_cannot_take_names_axis_and_sizes() -> None:

@@ -24,6 +24,11 @@ EVALUATE = ("dataset.test_dataset.data_sources" + source("Middlebury"),)
 INFERENCE = ("dataset.infer_dataset.data_sources" + source("Middlebury"),)
 AUGMENTATION = "dataset.{}_dataset.augmentation"
 SPLITS = ("train", "val", "test", "infer")
+PROFILE = tuple(
+    f"gen_trt_engine.{end}_{side}={size}"
+    for side in ("height", "width")
+    for end, size in (("min", 64), ("opt", 96), ("max", 128))
+)
 BACKBONE = "model.mono_backbone.pretrained_path"
 
 # key of the rule, overrides that break it, what the message says
@@ -119,6 +124,7 @@ BROKEN: list[Case] = [
     ("evaluate.input_height", ("evaluate.input_height=448",), "height 448 and width None"),
     ("inference.input_height", ("inference.input_width=448",), "height None and width 448"),
     ("export.batch_size", ("export.batch_size=0",), "Use -1 or a number from 1"),
+    ("export.input_channel", ("export.input_channel=1",), "the networks read RGB"),
     (
         "gen_trt_engine.compute_capabilities",
         ("gen_trt_engine.compute_capabilities=[SM75, SM80]",),
@@ -214,6 +220,29 @@ BROKEN_MONO: list[Case] = [
 BROKEN_OF: dict[str, list[Case]] = {
     "ffs": [
         *BROKEN_STEREO,
+        (
+            "gen_trt_engine.min_height",
+            ("gen_trt_engine.min_height=64", "gen_trt_engine.max_width=96"),
+            "opt_height, max_height, min_width, opt_width not set; a profile needs all six",
+        ),
+        (
+            "gen_trt_engine.min_width",
+            tuple(
+                f"gen_trt_engine.{end}_{side}={64 if end == 'max' else 96}"
+                for side in ("height", "width")
+                for end in ("min", "opt", "max")
+            ),
+            "needs min_width <= opt_width <= max_width",
+        ),
+        *(
+            (
+                f"gen_trt_engine.{end}_{side}",
+                (*PROFILE, f"gen_trt_engine.{end}_{side}={size}"),
+                f"got {size}, needs a multiple of 32; the nearest is {nearest}",
+            )
+            for end, size, nearest in (("min", 70, 64), ("opt", 100, 96), ("max", 140, 128))
+            for side in ("height", "width")
+        ),
         ("model.concat_channel", ("model.concat_channel=23",), "got 23, needs a multiple of 2"),
         ("model.concat_channel", ("model.concat_channel=0",), "needs at least 2"),
         ("model.motion_encoder_final", ("model.motion_encoder_final=0",), "needs at least 1"),
@@ -355,6 +384,7 @@ WARNED_STEREO: list[tuple[str, tuple[str, ...]]] = [
     ),
 ]
 WARNED_MONO: list[tuple[str, tuple[str, ...]]] = [
+    ("export.dynamic_hw", ("export.dynamic_hw=true",)),
     *(("dataset", (f"{AUGMENTATION.format(split)}.yjitter_prob=0",)) for split in SPLITS),
     ("dataset", (f"{AUGMENTATION.format('train')}.gamma=[0.9, 1.1, 1, 1]",)),
     ("train.optim.lr", ("train.optim.lr=1e-3", f"{BACKBONE}=a.pth")),
@@ -375,6 +405,7 @@ WARNED_OF: dict[str, list[tuple[str, tuple[str, ...]]]] = {
     ],
     "fs": [
         *WARNED_STEREO,
+        ("export.dynamic_hw", ("export.dynamic_hw=true",)),
         (
             "model.stereo_backbone.depth_anything_v2_pretrained_path",
             (
