@@ -350,7 +350,7 @@ def other_meanings(
 
     Args:
         path: of the checkpoint, for messages.
-        payload: what it holds; released files say nothing of their training.
+        payload: what it holds; released files say nothing of their training, which is logged.
         entry: row of the network.
         spec: the experiment.
     """
@@ -360,7 +360,13 @@ def other_meanings(
         for name in key.split("."):
             value = value.get(name) if isinstance(value, dict) else None
         given = value_at(spec, key)
-        if value is not None and value != given:
+        if value is None:
+            LOG.warning(
+                "%s: does not say which %s its weights were trained with; that of the spec, %s,"
+                " counts",
+                *(path, key, given),
+            )
+        elif value != given:
             problem = f"got {given}, the weights were trained with {value}"
             problems.append(SpecProblem(str(path), key, problem, f"Set {key}={value}"))
     return problems

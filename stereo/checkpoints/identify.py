@@ -163,10 +163,15 @@ def depth_of(state: State, payload: Mapping[str, Any] | None = None, name: str =
     stated = model.get("model_type") if type(model) is dict else None
     if type(stated) is str and stated in DEPTH_HEADS.values():
         return stated
-    container = (payload or {}).get("model")
-    if type(container) is dict and all(str(key).startswith("module.") for key in container):
+    if is_of_public_script(payload or {}):
         return None
     return DEPTH_HEADS["metric_depth_head." if "metric" in name.lower() else heads[0]]
+
+
+def is_of_public_script(payload: Mapping[str, Any]) -> bool:
+    """Whether a file looks as the public training script of Depth Anything V2 writes it."""
+    container = payload.get("model")
+    return type(container) is dict and all(str(key).startswith("module.") for key in container)
 
 
 def other_meaning(state: State, own: State) -> tuple[str, ...]:

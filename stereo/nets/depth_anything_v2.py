@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stereo.nets.blocks import spatial_shape
+from stereo.nets.blocks import full_precision, spatial_shape
 from stereo.nets.dpt import DPTHead
 from stereo.nets.vit import PATCH, VisionTransformer
 from stereo.spec.networks import MetricDepthSpec, MonoBackboneSpec, RelativeDepthSpec
@@ -62,7 +62,7 @@ class RelativeDepthAnything(nn.Module):
         nn.init.ones_(last.bias)
 
     def forward(self, image: Tensor) -> Tensor:
-        return F.relu(_score(image, self.pretrained, self.depth_head))
+        return F.relu(full_precision(_score(image, self.pretrained, self.depth_head)))
 
 
 class MetricDepthAnything(nn.Module):
@@ -81,5 +81,5 @@ class MetricDepthAnything(nn.Module):
         self.metric_depth_head = _head(spec.encoder, spec.mono_backbone)
 
     def forward(self, image: Tensor) -> Tensor:
-        score = _score(image, self.pretrained, self.metric_depth_head)
+        score = full_precision(_score(image, self.pretrained, self.metric_depth_head))
         return torch.sigmoid(score) * self.max_depth

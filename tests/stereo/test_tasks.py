@@ -204,7 +204,9 @@ def test_a_graph_has_the_documented_names_shapes_and_size(
     )
 
 
-def test_the_range_of_depth_is_part_of_weights_and_graph(tmp_path: Path) -> None:
+def test_the_range_of_depth_is_part_of_weights_and_graph(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     spec = small("mono_metric")
     spec.dataset.max_depth = 20.0
     network = entry_for(spec).build(spec)
@@ -216,9 +218,14 @@ def test_the_range_of_depth_is_part_of_weights_and_graph(tmp_path: Path) -> None
     assert json.loads((tmp_path / "a.onnx.json").read_text())["max_depth"] == 20.0
     for path in (checkpoint, released, graph):
         load_predictor(path, spec)
+    assert [str(released) in message for message in caplog.messages] == [True]
+    caplog.clear()
 
     spec.dataset.max_depth = 10.0
-    load_predictor(released, spec)  # says nothing of its range
+    load_predictor(released, spec)
+    (said,) = caplog.messages
+    assert "does not say which dataset.max_depth its weights were trained with" in said
+    assert said.endswith("that of the spec, 10.0, counts")
     with pytest.raises(SpecError, match=r"max_depth: got 10.0, the weights were trained with 20.0"):
         load_predictor(checkpoint, spec)
     with pytest.raises(SpecError, match=r"max_depth: got 10.0, the graph has 20.0") as error:

@@ -144,6 +144,23 @@ def test_a_head_of_the_other_depth_loads_only_when_asked(
     assert_holds(network, under(HEADS[kind], RELATIVE))
 
 
+@pytest.mark.parametrize(
+    ("kind", "file", "warned"),
+    [("relative", "metric_script", True), ("metric", "metric_script", False)],
+)
+def test_a_file_of_the_public_script_is_not_taken_for_relative_depth_without_a_word(
+    kind: str,
+    file: str,
+    warned: bool,
+    paths: dict[str, Path],
+    target: Callable[[str], nn.Module],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    full(target(kind), kind, paths[file])
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * warned
+    assert ("which trains metric depth; RelativeDepthAnything" in caplog.text) == warned
+
+
 @pytest.mark.parametrize("kind", RENAMES)
 def test_an_encoder_alone_is_no_whole_network(
     kind: str, paths: dict[str, Path], target: Callable[[str], nn.Module]

@@ -165,3 +165,12 @@ def test_a_thinner_network_has_the_proportions_of_the_full_one() -> None:
     assert thin(blocks=4, width=64)(torch.zeros(1, 3, 28, 42, device="meta")).shape[1:] == (
         *(1, 28, 42),
     )
+
+
+def test_the_last_activation_is_computed_in_float32_under_autocast() -> None:
+    metric = MetricDepthAnything(MetricDepthSpec("MetricDepthAnything", "vits"), max_depth=80.0)
+    relative = RelativeDepthAnything(RelativeDepthSpec("RelativeDepthAnything", "vits"))
+    for network in (metric, relative):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            depth = network(torch.randn(1, 3, 28, 42))
+        assert depth.dtype == torch.float32
