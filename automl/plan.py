@@ -24,7 +24,7 @@ from automl.errors import AutoMLError, Problem, SchemaError, StudySpecError
 from automl.forecast import Forecast, forecast
 from automl.objectives import Goals, resolve_goals
 from automl.resources import Machine, TrialResources, cores, gpus, of_study, on_machines
-from automl.space import build_space, read_fields
+from automl.space import build_space, read_fields, with_numbers_for_nulls
 from automl.store import EVENTS_FILE, ResolvedStudy, Study, read_study
 from automl.study_spec import (
     EMBEDDED,
@@ -149,7 +149,7 @@ def prepare(
     if study.confirm and not any(field.path == SEED_KEY for field in fields):
         problem = f"needs the field {SEED_KEY}, which {study.model} does not have"
         raise StudySpecError([Problem(f"study {study.name}", "confirm", problem)])
-    spec = complete_spec(study, trainer, metadata, embedded)
+    spec = with_numbers_for_nulls(fields, complete_spec(study, trainer, metadata, embedded))
     resolved = ResolvedStudy(
         study=study,
         base_spec=spec,

@@ -2,9 +2,9 @@
 
 A field is a leaf of `schemas/<model>/train.schema.json`, named by its dotted path. The keywords
 `automl_enabled`, `x-search-range`, `x-search-range-cpu`, `x-scale`, `x-active-if`,
-`x-shapes-weights`, `x-math-cond` and `x-unit` say whether and how it can be searched; the root list
-`automl_default_parameters` says what is searched when a study names nothing. A field that cannot
-matter is dropped, and the reason is kept for plan, log and report.
+`x-shapes-weights`, `x-math-cond`, `x-null-means` and `x-unit` say whether and how it can be
+searched; the root list `automl_default_parameters` says what is searched when a study names
+nothing. A field that cannot matter is dropped, and the reason is kept for plan, log and report.
 
 A parameter with a `condition` is sampled only in trials where the fields it depends on, which
 are searched themselves, have one of the named values.
@@ -44,6 +44,7 @@ class SearchField:
         searched_by_default: named in `automl_default_parameters`.
         active_if: the field acts only when these paths have one of these values.
         below: path of a field whose value this one must stay below; empty for none.
+        null_means: path of a field -> its value -> the number that null stands for.
     """
 
     path: str
@@ -60,6 +61,7 @@ class SearchField:
     searched_by_default: bool
     active_if: Conditions
     below: str
+    null_means: Mapping[str, Mapping[str, float]]
     shapes_weights: bool
     unit: str
     description: str
@@ -189,6 +191,20 @@ class SearchSpace:
         return SearchSpace(tuple(parameters), tuple(dropped))
 
 
+def with_numbers_for_nulls(
+    fields: Sequence[SearchField], spec: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a spec with the number that each null stands for, so that it can be searched."""
+    filled = merge(spec, {})
+    defaults = {item.path: item.default for item in fields}
+    for item in fields:
+        for control, numbers in item.null_means.items():
+            if get_path(filled, item.path) is None:
+                number = numbers[get_path(filled, control, defaults[control])]
+                set_path(filled, item.path, number)
+    return filled
+
+
 def read_fields(schema: Mapping[str, Any]) -> list[SearchField]:
     """Return every leaf of an action's schema, in the schema's order.
 
@@ -291,6 +307,7 @@ def _field(path: str, leaf: Mapping[str, Any], searched: bool) -> SearchField:
         searched_by_default=searched,
         active_if={key: tuple(of) for key, of in leaf.get("x-active-if", {}).items()},
         below=_upper_neighbour(path, leaf),
+        null_means=leaf.get("x-null-means", {}),
         shapes_weights=bool(leaf.get("x-shapes-weights", False)),
         unit=leaf.get("x-unit", ""),
         description=leaf.get("description", ""),

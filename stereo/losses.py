@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stereo.geometry import align
+from stereo.spec.train import GRADIENT_WEIGHTS
 
 INITIAL_SCALE = 4  # the initial disparity is at 1/4 resolution, in pixels of that resolution
 DEPTH_FLOOR = 1e-6  # m; predictions are raised to it before the logarithm
 SPREAD_FLOOR = 1e-6  # least mean deviation by which the trimmed loss divides
 GRADIENT_STRIDES = (1, 2, 4, 8)  # of the maps whose neighbours are compared
-GRADIENT_WEIGHTS = {"ssi": 2.0, "trimmed": 0.5}  # unless the caller says otherwise
 
 
 class SequenceLoss(NamedTuple):

@@ -4,7 +4,8 @@
 and searchability. The loader (types, ranges), the JSON Schema, the templates, the search space
 and `docs/spec-reference.md` are all made from it by `walk`.
 
-Paths inside a declaration (`active_if`, `depends_on`) are names of fields of the same dataclass.
+Paths inside a declaration (`active_if`, `depends_on`, `null_means`) are names of fields of the same
+dataclass.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Facts:
         search_range: default ends of a search where narrower than low..high.
         search_range_cpu: the same for a study on a machine without a GPU, where cost decides.
         active_if: the field acts only while the other fields have one of these values.
+        null_means: field -> its value -> the number that null stands for.
         shapes_weights: changes parameter shapes, hence kept fixed when weights are loaded.
         searched: of a section: False keeps every field below it out of the search.
     """
@@ -66,6 +68,7 @@ class Facts:
     scale: Scale = Scale.LINEAR
     active_if: Mapping[str, Sequence[Any]] | None = None
     depends_on: str | None = None
+    null_means: Mapping[str, Mapping[str, float]] | None = None
     math_cond: str | None = None
     shapes_weights: bool = False
     searched: bool = True
@@ -206,6 +209,8 @@ def _walk(defaults: Any, prefix: str, searched: bool) -> Iterator[Node]:
 
 def _placed(facts: Facts, prefix: str, searched: bool) -> Facts:
     """Facts with full paths, and without the search where the section is never searched."""
+    null_means = facts.null_means and {f"{prefix}{k}": v for k, v in facts.null_means.items()}
+    facts = replace(facts, null_means=null_means)
     depends_on = None if facts.depends_on is None else f"{prefix}{facts.depends_on}"
     if not searched:
         # A conditional field hangs on its switch only inside a search.

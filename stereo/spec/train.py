@@ -19,6 +19,9 @@ Scheduler = Literal[
 ]
 
 
+GRADIENT_WEIGHTS = {"ssi": 2.0, "trimmed": 0.5}  # of the relative losses, where the spec has null
+
+
 @dataclass
 class OptimSpec:
     """Optimiser and learning-rate schedule (`train.optim`)."""
@@ -238,4 +241,5 @@ class RelativeTrainSpec(MonoTrainSpec):
         high=10.0,
         search_range=(0.0, 4.0),
         automl_enabled=True,
+        null_means={"relative_loss": GRADIENT_WEIGHTS},
     )

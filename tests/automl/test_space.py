@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from automl.algorithms.samplers import at_positions
 from automl.errors import SchemaError, StudySpecError
-from automl.space import Parameter, SearchSpace, build_space, read_fields
+from automl.space import (
+    Parameter,
+    SearchSpace,
+    build_space,
+    read_fields,
+    with_numbers_for_nulls,
+)
 from automl.study_spec import base_spec, get_path, load_study, set_path
 from tests.automl import studies
 from tests.automl.quadratic import Quadratic
@@ -154,6 +160,25 @@ def test_a_study_adds_drops_and_narrows():
 def test_each_mistake_has_its_message(search, words):
     with pytest.raises(StudySpecError, match=words):
         build(**search)
+
+
+@pytest.mark.parametrize(
+    ("written", "number"),
+    [({}, 2.0), ({"form": "b"}, 0.5), ({"weight": None}, 2.0), ({"weight": 0.7}, 0.7)],
+)
+def test_null_becomes_the_number_that_it_stands_for(written, number):
+    meanings = {"o.form": {"a": 2.0, "b": 0.5}}
+    weight = {"type": ["number", "null"], "default": None, "minimum": 0, "maximum": 4}
+    leaves = {
+        "form": {"enum": ["a", "b"], "default": "a"},
+        "weight": {**weight, "automl_enabled": True, "x-null-means": meanings},
+    }
+    schema = {
+        "automl_default_parameters": ["o.weight"],
+        "properties": {"o": {"properties": leaves}},
+    }
+    spec = with_numbers_for_nulls(read_fields(schema), {"o": written})
+    assert spec == {"o": {**written, "weight": number}}
 
 
 def test_powers_and_neighbours_of_a_math_condition():
