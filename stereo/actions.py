@@ -278,7 +278,9 @@ def _write_evaluation(
     summary = asdict(evaluation)
     rows = summary.pop("rows")
     flat = summary.pop("metrics") | summary.pop("limits")
-    summary = {**flat, **summary, "source": str(predictor.source)}
+    declared = predictor.task.declared
+    units = {name: declared[f"val/{name}"]["unit"] for name in evaluation.metrics}
+    summary = {**flat, "units": units, **summary, "source": str(predictor.source)}
     files = {
         "results": directory / "results.json",
         "per_sample_results": directory / "per_sample_results.json",

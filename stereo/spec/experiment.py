@@ -328,7 +328,7 @@ MONO_METRICS: Mapping[str, Mapping[str, Any]] = {
         ("d1", "maximize", "fraction"),
         ("d2", "maximize", "fraction"),
         ("d3", "maximize", "fraction"),
-        ("abs_rel", "minimize", ""),
+        ("abs_rel", "minimize", "of depth"),
         ("sq_rel", "minimize", "m"),
         ("rmse", "minimize", "m"),
         ("rmse_log", "minimize", ""),
@@ -343,7 +343,7 @@ MONO_METRICS: Mapping[str, Mapping[str, Any]] = {
 RELATIVE_METRICS: Mapping[str, Mapping[str, Any]] = {
     path: {
         **facts,
-        "unit": "" if facts["unit"] == "m" else facts["unit"],
+        "unit": {"m": "", "of depth": "of inverse depth"}.get(facts["unit"], facts["unit"]),
         "meaningful": path in ("val/d1", "val/d2", "val/d3", "val/abs_rel", "val/loss"),
     }
     for path, facts in MONO_METRICS.items()

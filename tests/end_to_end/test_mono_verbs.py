@@ -162,6 +162,9 @@ def test_scores_are_those_of_the_saved_maps_at_native_size(run: Run) -> None:
         {k: scores[k] for k in ("d1", "abs_rel", "rmse")}, rel=1e-4
     )
     assert scores["abs_rel"] == scores["pixel"]["abs_rel"]
+    of = {"mono_metric": "of depth", "mono_relative": "of inverse depth"}
+    assert scores["units"]["abs_rel"] == of[run.key]
+    assert scores["units"].keys() == scores["pixel"].keys()
 
     listed = (run.root / "lists" / "val.txt").read_text().split("\n")
     lines = [line.split() for line in listed if line and not line.startswith("#")]
