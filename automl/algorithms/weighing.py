@@ -24,6 +24,7 @@ from automl.contract import Objective
 from automl.objectives import Goals
 from automl.store import EpochRecord, TrialRecord
 
+SAME = 0.05  # share of a cost by which timings of equal structures may differ on a busy machine
 SUM_SHARE = 0.05  # of the augmented Chebyshev norm, as in ParEGO
 
 Losses = dict[str, float]  # metric -> loss, as models are told it
@@ -69,13 +70,13 @@ def is_hopeless(trial: TrialRecord, goals: Goals) -> bool:
 
 
 def rivals(trials: Sequence[TrialRecord], trial: TrialRecord, goals: Goals) -> list[TrialRecord]:
-    """Return the trials whose structure costs no more: only they can leave a trial behind."""
+    """Return the trials whose structure costs about as much or less: those may leave it behind."""
     costs = [each for each in goals.others if each.metric in goals.costs]
     own = _costs(trial, costs)
     return [
         other
         for other in trials
-        if all(a <= b for a, b in zip(_costs(other, costs), own, strict=True))
+        if all(a <= b + SAME * abs(b) for a, b in zip(_costs(other, costs), own, strict=True))
     ]
 
 

@@ -138,6 +138,15 @@ def test_a_front_beats_everything_and_no_member_beats_another(cloud):
         assert any(member == point or dominates(member, point) for member in front)
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "beats"),
+    [((1, 2), (1, 3), True), ((1, 2), (2, 3), True), ((1, 2), (1, 2), False),
+     ((1, 3), (2, 2), False), ((2, 3), (1, 2), False)],
+)  # fmt: skip
+def test_nowhere_worse_and_somewhere_better_is_what_beats(one, other, beats):
+    assert dominates(one, other) is beats
+
+
 @given(st.integers(1, 3).flatmap(clouds), st.data())
 def test_a_front_can_be_kept_up_to_date_point_by_point(cloud, data):
     kept = []

@@ -78,6 +78,8 @@ def test_only_what_no_setting_can_save_counts_as_failed(limit, hopeless):
 
 def test_a_trial_is_compared_with_those_that_cost_no_more():
     assert rivals(TRIALS, STOPPED, BOTH) == [FAST, STOPPED]
+    nearly = [measured(3, 20.9, 1.0), measured(4, 21.1, 1.0)]  # ms; STOPPED has 20
+    assert rivals(nearly, STOPPED, BOTH) == nearly[:1]
     assert rivals(TRIALS, STOPPED, Goals(EPE)) == TRIALS
 
 
@@ -107,3 +109,20 @@ def test_a_study_of_several_objectives_keeps_a_front_and_follows_from_its_log(tm
     ahead = [make_algorithm(resolved.study, resolved.space, each).ask() for each in (study, again)]
     assert ahead[0] == ahead[1]
     assert ("weighs the objectives anew" in row_of(resolved).when) == (name != "nsga2")
+
+
+@pytest.mark.parametrize(("latency", "action"), [(20.0, "stop"), (10.0, "continue")])
+def test_only_trials_that_cost_no_more_can_end_a_trial(tmp_path, latency, action):
+    algorithm = {"name": "asha", "rungs": [2], "factor": 2}
+    keys = {"objectives": ["val/epe", "engine/latency_ms"], "algorithm": algorithm}
+    resolved = studies.resolved(tmp_path, **keys)
+    study = open_study(resolved, tmp_path / "s")
+    for number, (epe, cost) in enumerate([(1.0, 20.0), (2.0, 20.0), (3.0, 20.0), (4.0, latency)]):
+        studies.start(study, number, {"train.flip": number / 10})
+        costs = {"engine/latency_ms": cost}
+        study.append({"kind": "trial_measured", "trial": number, "metrics": costs, "detail": ""})
+        for epoch in (1, 2)[: 2 if number < 3 else 1]:
+            studies.finish_epoch(study, number, epoch, epe)
+    asked = make_algorithm(resolved.study, resolved.space, study)
+    assert asked.stop(3, 2, 4.0).action == action
+    study.close()
