@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from stereo.data.remote import Location, find, is_remote
 from stereo.errors import (
+    BackendMissingError,
     DataError,
     NoResultError,
     SpecError,
@@ -135,7 +136,8 @@ def run_resolved(
         if tell is not None:
             tell(text)
 
-    with log_file(directory, action):
+    verbose = action == "train" and spec.train.verbose
+    with log_file(directory, action, verbose=verbose):
         try:
             spec = _settled(action, spec, directory)
             result = ACTIONS[action](Job(spec, directory, status, report, say, given))
@@ -482,6 +484,7 @@ def _predictor(
         size = (section.input_height, section.input_width)
     file = section.checkpoint or section.trt_engine
     assert file is not None  # a rule of the spec
+    _use_gpu(section.gpu_ids[0])
     task = entry_for(spec).task
     return load_predictor(
         Path(file),
@@ -491,6 +494,21 @@ def _predictor(
         hierarchical=task.predicts_twice(section),
         tiles=_tiles(spec, split),
     )
+
+
+def _use_gpu(index: int) -> None:
+    """Predict on a device, where there is one.
+
+    Raises:
+        BackendMissingError: there are devices, but not so many.
+    """
+    import torch
+
+    count = torch.cuda.device_count()
+    if count and index >= count:
+        raise BackendMissingError(f"gpu_ids=[{index}]: this machine has {count} GPUs")
+    if count:
+        torch.cuda.set_device(index)
 
 
 def _tiles(spec: ExperimentSpec, split: SplitSpec) -> Tiles | None:

@@ -148,10 +148,11 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def log_file(directory: Path, action: str) -> Iterator[Path]:
+def log_file(directory: Path, action: str, *, verbose: bool = False) -> Iterator[Path]:
     """Copy the package's log messages to `<directory>/<action>.log` while the action runs.
 
     Warnings also go to stderr: a logger with a handler of its own would keep them to its file.
+    With `verbose`, everything goes there.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{action}.log"
@@ -161,7 +162,7 @@ def log_file(directory: Path, action: str) -> Iterator[Path]:
     level = logger.level
     logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))
     console = logging.StreamHandler()
-    console.setLevel(logging.WARNING)
+    console.setLevel(logging.INFO if verbose else logging.WARNING)
     handlers = [handler] if logger.hasHandlers() else [handler, console]
     for added in handlers:
         logger.addHandler(added)

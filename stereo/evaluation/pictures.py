@@ -106,6 +106,22 @@ def _write_npy(path: Path, values: Map) -> None:
     write_bytes(path, content.getvalue())
 
 
+def write_batch(
+    stem: Path, batch: Mapping[str, Any], task: Task[Any], preprocessing: Preprocessing
+) -> None:
+    """Write the samples of a training batch as the network sees them, `<stem>_<place>.png` each.
+
+    A panel has the images and the ground truth, black where it does not count.
+    """
+    mean, std = preprocessing.input_mean, preprocessing.input_std
+    for place in range(len(batch["name"])):
+        images = [batch[name][place].cpu().numpy() for name in task.inputs]
+        truth, valid = (batch[name][place, 0].cpu().numpy() for name in (task.target, "valid"))
+        panels = [viz.denormalize(image, mean, std) for image in images]
+        panels.append(task.color(np.where(valid, truth, np.float32(np.inf))))
+        write_png(stem.with_name(f"{stem.name}_{place}.png"), viz.side_by_side(panels))
+
+
 def write_pictures(
     predictor: Predictor,
     loader: Iterable[Mapping[str, Any]],

@@ -19,6 +19,11 @@ HIERARCHICAL = "Two passes, the first on smaller images, as in networks-stereo.m
 class MonoEvaluateSpec:
     """Settings of the evaluate action (`evaluate`)."""
 
+    num_gpus: int = spec_field(1, "Number of devices", low=1, popular=True)
+    gpu_ids: list[int] = spec_field(
+        [0], "Device indices; length equals num_gpus", item_low=0, popular=True
+    )
+    num_nodes: int = spec_field(1, "Number of machines", low=1, popular=True)
     checkpoint: str | None = spec_field(None, "Weights to load")
     trt_engine: str | None = spec_field(None, "Engine file; selects the deploy path when set")
     results_dir: str | None = spec_field(None, "Root directory for everything the run writes")
@@ -41,6 +46,11 @@ class EvaluateSpec(MonoEvaluateSpec):
 class MonoInferenceSpec:
     """Settings of the inference action (`inference`)."""
 
+    num_gpus: int = spec_field(1, "Number of devices", low=1, popular=True)
+    gpu_ids: list[int] = spec_field(
+        [0], "Device indices; length equals num_gpus", item_low=0, popular=True
+    )
+    num_nodes: int = spec_field(1, "Number of machines", low=1, popular=True)
     checkpoint: str | None = spec_field(None, "Weights to load")
     trt_engine: str | None = spec_field(None, "Engine file; selects the deploy path when set")
     results_dir: str | None = spec_field(None, "Root directory for everything the run writes")
@@ -49,6 +59,7 @@ class MonoInferenceSpec:
     )
     input_width: int | None = spec_field(None, "Network input width", unit="px", low=1)
     input_height: int | None = spec_field(None, "Network input height", unit="px", low=1)
+    conf_threshold: float = spec_field(0.5, "Leftover of detection tasks; ignored")
     save_raw_pfm: bool = spec_field(False, "Also write raw predictions as PFM")
     save_raw_npy: bool = spec_field(False, "Also write raw float32 predictions as NPY")
 

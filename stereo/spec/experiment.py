@@ -50,6 +50,10 @@ class ExperimentSpec:
     """
 
     results_dir: str = spec_field(MISSING, "Root directory for everything the run writes")
+    model_name: str | None = spec_field(None, "Free label stored with the run")
+    encryption_key: str | None = spec_field(
+        None, "Checkpoint encryption key in the reference; we accept and ignore it"
+    )
     model: FastFoundationStereoSpec = spec_field(
         FastFoundationStereoSpec, "Network architecture settings"
     )

@@ -317,6 +317,29 @@ def _rising(paths: Sequence[str]) -> Rule:
     return Rule(rule.keys, broken, rule.remedy)
 
 
+def _one_device(action: str) -> tuple[Rule, ...]:
+    """One device on one machine; the list has one index."""
+    count, ids, nodes = (f"{action}.{name}" for name in ("num_gpus", "gpu_ids", "num_nodes"))
+
+    def differ(spec: ExperimentSpec) -> str | None:
+        given, wanted = len(value_at(spec, ids)), value_at(spec, count)
+        return _said_if(given != wanted, f"got {given} devices, but {count} is {wanted}")
+
+    return (
+        *(
+            Rule(
+                (path,),
+                lambda spec, path=path: _said_if(
+                    value_at(spec, path) != 1, f"got {value_at(spec, path)}"
+                ),
+                f"This version runs {action} on one device of one machine",
+            )
+            for path in (count, nodes)
+        ),
+        Rule((ids, count), differ, "Give one index per device"),
+    )
+
+
 def _output(action: str) -> Rule:
     own = f"{action}.results_dir"
 
@@ -776,18 +799,14 @@ DATA_RULES: tuple[Rule, ...] = (
 """What the splits of every network must obey."""
 
 TRAIN_RULES: tuple[Rule, ...] = (
+    *_one_device("train"),
     Rule(
-        ("train.num_gpus",),
-        lambda spec: _said_if(spec.train.num_gpus != 1, f"got {spec.train.num_gpus}"),
-        "This version trains on one device",
-    ),
-    Rule(
-        ("train.gpu_ids", "train.num_gpus"),
+        ("train.distributed_strategy", "train.num_gpus"),
         lambda spec: _said_if(
-            len(spec.train.gpu_ids) != spec.train.num_gpus,
-            f"got {len(spec.train.gpu_ids)} devices, but train.num_gpus is {spec.train.num_gpus}",
+            spec.train.distributed_strategy == "fsdp" and spec.train.num_gpus == 1,
+            "got fsdp, which shards a network over several devices",
         ),
-        "Give one index per device",
+        "Use ddp",
     ),
     Rule(
         ("train.checkpoint_interval", "train.checkpoint_interval_unit", "train.num_epochs"),
@@ -829,6 +848,13 @@ TRAIN_RULES: tuple[Rule, ...] = (
 )
 
 DEPLOY_RULES: tuple[Rule, ...] = (
+    *(rule for action in ("evaluate", "inference") for rule in _one_device(action)),
+    Rule(
+        ("encryption_key",),
+        lambda spec: _said_if(spec.encryption_key is not None, "checkpoints are not encrypted"),
+        "Remove the key, it has no effect",
+        warning=True,
+    ),
     *(_one_source(action) for action in ("evaluate", "inference")),
     *(rule for action in ("evaluate", "inference") for rule in _kinds_of_files(action)),
     *(_both_sides(action) for action in ("evaluate", "inference")),

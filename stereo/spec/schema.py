@@ -152,6 +152,8 @@ def _belongs(path: str, action: Action) -> bool:
     first, *rest = path.split(".")
     if first == "dataset" and rest and rest[0].endswith("_dataset"):
         return rest[0] in action.splits
+    if first in ("model_name", "encryption_key"):
+        return action.network
     return first in ("results_dir", "model", "dataset", action.name) or _borrows(action, path)
 
 

@@ -146,6 +146,8 @@ class TrainSpec:
     gpu_ids: list[int] = spec_field(
         [0], "Device indices; length equals num_gpus", item_low=0, popular=True
     )
+    num_nodes: int = spec_field(1, "Number of machines", low=1, popular=True)
+    distributed_strategy: Literal["ddp", "fsdp"] = spec_field("ddp", "Multi-device strategy")
     seed: int = spec_field(1234, "Random seed; negative leaves seeding off", low=-1, high=inf)
     cudnn: CudnnSpec = spec_field(CudnnSpec, "cuDNN switches")
     num_epochs: int = spec_field(
@@ -154,6 +156,9 @@ class TrainSpec:
     checkpoint_interval: int = spec_field(1, "Checkpoint period", low=1, popular=True)
     checkpoint_interval_unit: Literal["epoch", "step"] = spec_field(
         "epoch", "Unit of checkpoint_interval"
+    )
+    checkpoint_interval_steps: int | None = spec_field(
+        None, "Also save every N optimiser steps", low=1
     )
     validation_interval: int = spec_field(
         1, "Epochs between validations", unit="epochs", low=1, popular=True
@@ -175,6 +180,11 @@ class TrainSpec:
     optim: OptimSpec = spec_field(OptimSpec, "Optimiser settings")
     precision: Literal["fp32", "fp16"] = spec_field(
         "fp32", "Training arithmetic", automl_enabled=None
+    )
+    verbose: bool = spec_field(False, "Verbose console logging")
+    dataloader_visualize: bool = spec_field(False, "Write augmented batches as images")
+    vis_step_interval: int = spec_field(
+        10, "Steps between visualisations", unit="optimiser steps", low=1
     )
     log_every_n_steps: int = spec_field(500, "Logging period", unit="optimiser steps", low=1)
     allow_partial_load: bool = spec_field(

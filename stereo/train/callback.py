@@ -24,6 +24,7 @@ import pytorch_lightning as pl
 import torch
 
 from stereo.errors import DivergedError, NoResultError
+from stereo.evaluation.pictures import write_batch
 from stereo.train import checkpoint
 from stereo.train.module import DepthModule
 from stereo.train.records import Records
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sized
     from signal import Signals
     from typing import Protocol
+
+    from stereo.spec.train import TrainSpec
 
     class Loader(Iterable[dict[str, Any]], Sized, Protocol):
         """A data loader."""
@@ -171,15 +174,27 @@ class RunCallback(pl.Callback):
         if progress.batch == trainer.num_training_batches:
             self._rng = checkpoint.rng_state()  # validation draws from it and may be interrupted
         self.records.step(module)
+        if train.dataloader_visualize and progress.step % train.vis_step_interval == 0:
+            folder = self.directory / "visualizations"
+            look = module.spec.dataset.train_dataset.augmentation
+            write_batch(folder / f"step_{progress.step:06d}", batch, module.task, look)
         if (
             self.report is None
-            and train.checkpoint_interval_unit == "step"
-            and progress.step % train.checkpoint_interval == 0
+            and self._is_due(train, progress.step)
             and progress.step > max(self._saved[0], 0)
         ):
             self._save(trainer, module)
         if self.signals:
             raise InterruptedTraining
+
+    @staticmethod
+    def _is_due(train: TrainSpec, step: int) -> bool:
+        """Whether a checkpoint belongs after this optimiser step."""
+        by_unit = train.checkpoint_interval if train.checkpoint_interval_unit == "step" else None
+        return any(
+            every is not None and step % every == 0
+            for every in (by_unit, train.checkpoint_interval_steps)
+        )
 
     def on_validation_batch_end(
         self,

@@ -108,8 +108,24 @@ BROKEN: list[Case] = [
         ("convert.image_dir_pattern", (f"convert.image_dir_pattern={patterns}",), "got [")
         for patterns in ("[left, left]", "[left, '']")
     ),
-    ("train.num_gpus", ("train.num_gpus=2", "train.gpu_ids=[0, 1]"), "one device"),
-    ("train.gpu_ids", ("train.gpu_ids=[0, 1]",), "got 2 devices, but train.num_gpus is 1"),
+    *(
+        case
+        for action in ("train", "evaluate", "inference")
+        for case in (
+            (
+                f"{action}.num_gpus",
+                (f"{action}.num_gpus=2", f"{action}.gpu_ids=[0, 1]"),
+                f"got 2. This version runs {action} on one device",
+            ),
+            (f"{action}.num_nodes", (f"{action}.num_nodes=2",), "on one device of one machine"),
+            (
+                f"{action}.gpu_ids",
+                (f"{action}.gpu_ids=[0, 1]",),
+                f"got 2 devices, but {action}.num_gpus is 1",
+            ),
+        )
+    ),
+    ("train.distributed_strategy", ("train.distributed_strategy=fsdp",), "over several devices"),
     ("train.checkpoint_interval", ("train.checkpoint_interval=2",), "no checkpoint"),
     ("train.validation_interval", ("train.validation_interval=2",), "nothing would be validated"),
     (
@@ -366,6 +382,7 @@ BROKEN_OF: dict[str, list[Case]] = {
 CASES = [(key, *case) for key in MODELS for case in (*BROKEN, *BROKEN_OF[key])]
 
 WARNED: list[tuple[str, tuple[str, ...]]] = [
+    ("encryption_key", ("encryption_key=abc",)),
     ("train.optim.lr_decay", ("train.optim.lr_decay=0.9", "train.optim.lr_scheduler=PolynomialLR")),
     ("train.optim.lr", ("train.optim.lr=1e-3", "train.pretrained_model_path=a.pth")),
     (

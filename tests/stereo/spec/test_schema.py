@@ -82,7 +82,9 @@ def test_an_action_schema_holds_what_the_verb_reads(model: Model, action: str) -
     splits = {name for name in made["properties"]["dataset"]["properties"] if "_dataset" in name}
     borrowed = [path.split(".") for path in ACTIONS[action].borrowed]
     others = {section for section, _ in borrowed}
-    assert set(made["properties"]) == {"results_dir", "model", "dataset", action} | others
+    labels = {"model_name", "encryption_key"} if ACTIONS[action].network else set()
+    own = {"results_dir", "model", "dataset", action}
+    assert set(made["properties"]) == own | others | labels
     for section in others:
         assert set(made["properties"][section]["properties"]) == {name for _, name in borrowed}
     assert splits == set(ACTIONS[action].splits)

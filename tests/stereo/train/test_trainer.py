@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from stereo.checkpoints import files
+from stereo.data.encodings import read_image
 from stereo.errors import CheckpointError, DataError, SpecError
 from stereo.nets.stereo_network import StereoOutput
 from stereo.registry import MODELS
@@ -243,6 +244,20 @@ def test_checkpoints_by_step_and_a_finished_run_has_nothing_to_do(make_spec, run
     assert outcome.metrics["val/epe"] > 0
     assert checkpoints(tmp_path) == before
     assert status_lines(tmp_path)[-1]["status"] == "SKIPPED"
+
+
+def test_steps_are_saved_and_shown_beside_the_epochs(make_spec, run, tmp_path) -> None:
+    spec = make_spec(
+        num_epochs=2, checkpoint_interval_steps=2, dataloader_visualize=True, vis_step_interval=3
+    )
+    run(spec, tmp_path)
+    steps = {path.stem.rpartition("_")[2] for path in tmp_path.glob("dn_model_epoch_*.pth")}
+    assert steps >= {"00002", "00004", "00006"}, "three steps an epoch"
+    pictures = sorted(path.name for path in (tmp_path / "visualizations").iterdir())
+    assert pictures == [f"step_{step:06d}_{place}.png" for step in (3, 6) for place in (0, 1)]
+    shown = read_image(tmp_path / "visualizations" / pictures[0])
+    assert shown.shape == (64, 3 * 128, 3), "left, right and ground truth of a crop"
+    assert len({int(shown[:, x : x + 128].mean()) for x in (0, 256)}) == 2
 
 
 def test_a_best_checkpoint_off_the_interval_is_kept_until_a_better_one(
