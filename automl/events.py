@@ -4,7 +4,7 @@ One line is one event: an object with `kind` and `time` (UTC, ISO 8601) and the 
 The first event is `study_created` and carries `format_version`. A line is written by one
 `write` and is durable (fsync) before `append` returns; one process writes, any number read.
 
-    study_created     format_version, name, model
+    study_created     format_version, name, model; warm_start: trials taken of earlier studies
     session_started   pid, host, code_version, repaired_bytes: a driver opened the study
     budget_changed    old, new: the budget, or `confirm`, was enlarged on resume
     cluster_joined    address, nodes: id, host, cores and gpus of each

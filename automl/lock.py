@@ -36,6 +36,25 @@ PLACE = ("address", "resources")  # where trials run, not what they are
 
 
 @dataclass(frozen=True)
+class PriorTrial:
+    """A trial of an earlier study, as this study's models are told it.
+
+    Attributes:
+        study: name of the earlier study.
+        trial: its number there.
+        params: the values of this study's parameters that it had.
+        loss: forecast at its own full length; None: it failed.
+        variance: of the loss.
+    """
+
+    study: str
+    trial: int
+    params: Mapping[str, Any]
+    loss: float | None
+    variance: float = 0.0
+
+
+@dataclass(frozen=True)
 class ResolvedStudy:
     """Everything about a study that is fixed when it is created.
 
@@ -45,6 +64,7 @@ class ResolvedStudy:
         space: what is searched.
         goals: objectives and constraints, as the trainer declares their metrics.
         full_epochs: R, finished epochs of a complete trial.
+        prior: what is taken from earlier studies (`warm_start`).
         code_version: of this program.
     """
 
@@ -53,6 +73,7 @@ class ResolvedStudy:
     space: SearchSpace
     goals: Goals
     full_epochs: int
+    prior: tuple[PriorTrial, ...] = ()
     code_version: str = field(default_factory=lambda: code_version())
 
     @property
@@ -74,6 +95,7 @@ class ResolvedStudy:
             "study": self.study.to_dict(),
             "space": self.space.to_dict(),
             "base_spec": _plain(self.base_spec),
+            "prior": [asdict(trial) for trial in self.prior],
         }
 
 
@@ -98,6 +120,7 @@ def read_lock(directory: Path) -> ResolvedStudy | None:
                 tuple(tree.get("costs", ())),
             ),
             full_epochs=tree["full_epochs"],
+            prior=tuple(PriorTrial(**trial) for trial in tree.get("prior", [])),
             code_version=tree["code_version"],
         )
     except (KeyError, TypeError) as error:
@@ -241,6 +264,7 @@ def check_lock(resolved: ResolvedStudy, directory: Path, events_file: Path) -> S
     old, new = _flat(_yaml_form(locked)), _flat(_yaml_form(comparable))
     missing = object()
     changed = [key for key in old | new if old.get(key, missing) != new.get(key, missing)]
+    changed = [key for key in changed if key != "prior"] or changed  # follows from warm_start
     if changed:
         lines = [
             f"  {key}: {old.get(key, '(absent)')} -> {new.get(key, '(absent)')}" for key in changed

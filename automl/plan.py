@@ -25,7 +25,7 @@ from automl.forecast import Forecast, forecast
 from automl.objectives import Goals, resolve_goals
 from automl.resources import Machine, TrialResources, cores, gpus, of_study, on_machines
 from automl.space import build_space, read_fields, with_numbers_for_nulls
-from automl.store import EVENTS_FILE, ResolvedStudy, Study, read_study
+from automl.store import EVENTS_FILE, ResolvedStudy, Study, read_lock, read_study
 from automl.study_spec import (
     EMBEDDED,
     DataOption,
@@ -43,6 +43,7 @@ from automl.study_spec import (
 from automl.study_spec import (
     STUDIES as STUDY_FILES,
 )
+from automl.transfer import Taken, in_words, take
 
 RESULTS = Path("results")
 STUDIES = RESULTS / "studies"
@@ -60,12 +61,14 @@ class Prepared:
         trainable: name for `find_trainable`.
         metadata: `model.json`.
         directory: where the study lives.
+        taken: from earlier studies; empty when the study exists and has taken it before.
     """
 
     resolved: ResolvedStudy
     trainable: str
     metadata: Mapping[str, Any]
     directory: Path
+    taken: tuple[Taken, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class Plan:
     rungs: list[int]
     full_epochs: int
     first_trials: list[dict[str, Any]]
+    warm_start: list[str]
     budget: dict[str, Any]
     machine: dict[str, Any]
     resources: dict[str, Any]
@@ -158,7 +162,20 @@ def prepare(
         full_epochs=_full_epochs(study, spec, metadata["fidelity"]),
     )
     make_rungs(study.algorithm, resolved.full_epochs)  # refuses rungs beyond the full run
-    return Prepared(resolved, trainable, metadata, STUDIES / study.name)
+    return _warm(Prepared(resolved, trainable, metadata, STUDIES / study.name))
+
+
+def _warm(prepared: Prepared) -> Prepared:
+    """Add what earlier studies give; a study that exists has it in its lock."""
+    resolved, directory = prepared.resolved, prepared.directory
+    if not resolved.study.warm_start:
+        return prepared
+    locked = read_lock(directory)
+    if locked is not None:
+        return replace(prepared, resolved=replace(resolved, prior=locked.prior))
+    taken = take(resolved.study, resolved.space, resolved.objective, directory)
+    prior = tuple(trial for each in taken for trial in each.trials)
+    return replace(prepared, resolved=replace(resolved, prior=prior), taken=tuple(taken))
 
 
 def _full_epochs(study: StudySpec, spec: Mapping[str, Any], key: str) -> int:
@@ -439,6 +456,7 @@ def make_plan(prepared: Prepared, promotion: Sequence[tuple[str, str]]) -> Plan:
         rungs=[*rungs.rungs, rungs.full_epochs],
         full_epochs=resolved.full_epochs,
         first_trials=first_batch(resolved, count),
+        warm_start=in_words(resolved, prepared.taken, row.sampler),
         budget={key: limit for key, limit in asdict(study.budget).items() if limit is not None},
         machine={
             "cores": cores(),
@@ -568,6 +586,7 @@ def render(plan: Plan) -> str:
         _head(plan),
         _space_section(plan),
         _dropped_section(plan),
+        _warm_section(plan),
         _trials_section(plan),
         _cost_section(plan),
         _end_section(plan),
@@ -612,6 +631,14 @@ def _dropped_section(plan: Plan) -> str:
         return ""
     rows = [(item["path"], item["reason"]) for item in plan.dropped]
     return f"Not searched ({len(rows)}):\n" + table(rows)
+
+
+def _warm_section(plan: Plan) -> str:
+    return (
+        "Warm start:\n" + "\n".join(f"  {line}" for line in plan.warm_start)
+        if plan.warm_start
+        else ""
+    )
 
 
 def _trials_section(plan: Plan) -> str:

@@ -11,6 +11,7 @@ import math
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -581,7 +582,10 @@ def _open_log(resolved: ResolvedStudy, directory: Path, owner: int, old: StudySp
     try:
         study = Study(directory, resolved, log, owner)
         if not study.events:
-            identity = {"name": study.name, "model": resolved.study.model}
+            identity: Event = {"name": study.name, "model": resolved.study.model}
+            if resolved.prior:
+                studies = Counter(trial.study for trial in resolved.prior)
+                identity["warm_start"] = dict(studies)
             study.append({"kind": "study_created", "format_version": FORMAT_VERSION, **identity})
         session = {"pid": os.getpid(), "host": socket.gethostname()}
         facts = {"code_version": code_version(), "repaired_bytes": log.repaired_bytes}

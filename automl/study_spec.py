@@ -128,7 +128,8 @@ class PromoteChoice:
 class StudySpec:
     """One study, checked; the attributes are the keys of a study file plus name and profile.
 
-    `confirm` is how often baseline and winner are trained again on further seeds, 0: not at all.
+    `confirm` is how often baseline and winner are trained again on further seeds, 0: not at all;
+    `warm_start` names earlier studies (or their directories) to learn from.
     """
 
     name: str
@@ -147,6 +148,7 @@ class StudySpec:
     address: str | None = None
     seed: int = 0
     confirm: int = 0
+    warm_start: tuple[str, ...] = ()
     allow_partial_load: bool = False
     promote: PromoteChoice = field(default_factory=PromoteChoice)
 

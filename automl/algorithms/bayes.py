@@ -20,24 +20,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from scipy.special import log_ndtr, ndtr
 
 from automl.algorithms.cube import Array, Cube
-from automl.algorithms.curves import curve_of, learn_curves
+from automl.algorithms.curves import forecasts
+from automl.algorithms.earlier import Earlier, Process, squashed
 from automl.algorithms.gaussian import GaussianProcess
 from automl.algorithms.samplers import FAILED, derived_seed
 from automl.contract import Objective
+from automl.lock import PriorTrial
 from automl.space import SearchSpace
 from automl.store import TrialRecord
 
 NEARNESS = 0.5  # share of every range that the first trials cover, around the default
 MOST_TRIALS = 250  # that a process is fitted to: the best, and the latest of those that failed
 RANDOM_POINTS, NEIGHBOURS, CENTRES, ROUNDS = 500, 1000, 8, 3
+WARM_STARTUP = 4  # trials of the initial design after earlier studies
+HEARSAY = 0.25  # variance of what another study says about failing (1) or not (0)
 CONFIDENCE = 2.0  # standard deviations below the mean, of the bound
-UNFORECAST_VARIANCE = 0.1  # of a loss while no trial is complete
 
 Score = Callable[[Array], Array]
 
@@ -52,6 +56,7 @@ class BayesSampler:
         objective: decides what is good.
         full_epochs: where a complete trial's value counts.
         startup: number of trials of the initial design.
+        prior: trials of earlier studies.
     """
 
     space: SearchSpace
@@ -60,18 +65,27 @@ class BayesSampler:
     full_epochs: int
     startup: int
     acquisition: Literal["improvement", "bound"] = "improvement"
+    prior: tuple[PriorTrial, ...] = ()
+
+    @cached_property
+    def _earlier(self) -> Earlier:
+        return Earlier(Cube(self.space), self.prior)
 
     def suggest(self, trials: Sequence[TrialRecord], number: int, retry: int) -> dict[str, Any]:
         """Return a proposal made from the trials before `number`."""
         cube = Cube(self.space)
-        if number <= self.startup:
+        if number <= (min(self.startup, WARM_STARTUP) if self.prior else self.startup):
             return cube.params(self._initial(cube, number, retry))
         generator = np.random.default_rng(derived_seed(self.seed, number, retry))
         told, losses, variances = self._told(trials)
         if len(told) < 2:
             return cube.params(cube.uniform(generator, 1)[0])
         points = cube.points([trial.params for trial in told])
-        process = GaussianProcess(points, _squashed(losses), variances, cube.choices)
+        losses = squashed(losses)
+        trend = self._earlier.trend(points, losses)
+        process = Process(points, losses, variances, cube.choices, trend)
+        if number <= self.startup and not process.is_warm:
+            return cube.params(self._initial(cube, number, retry))
         silent = [trial.params for trial in trials if trial.state == "running" and not trial.epochs]
         if self.acquisition == "bound":
             running = [trial.params for trial in trials if trial.state == "running"]
@@ -79,7 +93,10 @@ class BayesSampler:
         else:
             believer = process.believing(cube.points(silent)) if silent else process
             score = _improvement(believer, points)
-        chance, new = _chance(cube, trials), _new(cube.points([trial.params for trial in trials]))
+        chance, new = (
+            self._chance(cube, trials),
+            _new(cube.points([trial.params for trial in trials])),
+        )
         means, _ = process.predict(points)
         centres = points[np.argsort(means, kind="stable")[:CENTRES]]
         best = _best(cube, generator, centres, lambda at: score(at) + chance(at) + new(at))
@@ -98,30 +115,28 @@ class BayesSampler:
 
     def _told(self, trials: Sequence[TrialRecord]) -> tuple[list[TrialRecord], Array, Array]:
         """Return the trials a process learns from, their losses and the variances of these."""
-        curves = [curve_of(trial, self.objective) for trial in trials]
-        learnt = learn_curves(curves, self.full_epochs)
-        known = [
-            (trial, curve)
-            for trial, curve in zip(trials, curves, strict=True)
-            if curve and trial.state not in FAILED
-        ]
-        if learnt is None:  # compared after as many epochs as all of them have
-            common = min((max(curve) for _, curve in known), default=0)
-            losses = [(curve[common], UNFORECAST_VARIANCE) for _, curve in known]
-        else:
-            losses = [tuple(learnt.forecast(curve)) for _, curve in known]
-        best = sorted(range(len(known)), key=lambda index: losses[index][0])[:MOST_TRIALS]
-        table = np.array([losses[index] for index in best]).reshape(-1, 2)
-        return [known[index][0] for index in best], table[:, 0], table[:, 1]
+        known = forecasts(trials, self.objective, self.full_epochs)
+        best = sorted(known, key=lambda pair: pair[1].mean)[:MOST_TRIALS]
+        table = np.array([forecast for _, forecast in best]).reshape(-1, 2)
+        return [trial for trial, _ in best], table[:, 0], table[:, 1]
+
+    def _chance(self, cube: Cube, trials: Sequence[TrialRecord]) -> Score:
+        """Return the logarithm of the chance that a trial does not fail."""
+        heard = [trial for trial in trials if trial.epochs or trial.state != "running"]
+        failed = [trial for trial in heard if trial.state in FAILED][-MOST_TRIALS // 2 :]
+        earlier, before = self._earlier.failures()
+        if not failed and not before.any():
+            return lambda at: np.zeros(len(at))
+        sound = [trial for trial in heard if trial.state not in FAILED][-MOST_TRIALS // 2 :]
+        labels = np.array([1.0] * len(failed) + [0.0] * len(sound))
+        points = cube.points([trial.params for trial in [*failed, *sound]])
+        variances = np.repeat([0.0, HEARSAY], [len(labels), len(before)])
+        labels, points = np.concatenate([labels, before]), np.concatenate([points, earlier])
+        process = GaussianProcess(points, labels, variances, cube.choices)
+        return lambda at: np.log(np.clip(1 - process.predict(at)[0], 1e-3, 1.0))
 
 
-def _squashed(losses: Array) -> Array:
-    """Return losses with the bad ones cut off: how bad a bad trial is does not matter."""
-    best, middle = float(losses.min()), float(np.median(losses))
-    return np.minimum(losses, middle + 2 * (middle - best))
-
-
-def _improvement(process: GaussianProcess, points: Array) -> Score:
+def _improvement(process: Process, points: Array) -> Score:
     """Return the logarithm of the expected improvement over the best predicted point."""
     best = float(process.predict(points)[0].min())
 
@@ -142,7 +157,7 @@ def _log_improvement(z: Array) -> Array:
     return np.where(z > -30, direct, far)
 
 
-def _bound(process: GaussianProcess, running: Array, generator: Any, cube: Cube) -> Score:
+def _bound(process: Process, running: Array, generator: Any, cube: Cube) -> Score:
     """Return the bound turned so that larger is better, times the penalties, as a logarithm."""
     probes = cube.uniform(generator, RANDOM_POINTS)
     means, deviations = process.predict(probes)
@@ -165,19 +180,6 @@ def _bound(process: GaussianProcess, running: Array, generator: Any, cube: Cube)
 def _distances(left: Array, right: Array, cube: Cube) -> Array:
     apart = np.abs(left - right)
     return np.sqrt((np.where(cube.choices > 0, apart > 0, apart) ** 2).sum(axis=1))
-
-
-def _chance(cube: Cube, trials: Sequence[TrialRecord]) -> Score:
-    """Return the logarithm of the chance that a trial does not fail."""
-    heard = [trial for trial in trials if trial.epochs or trial.state != "running"]
-    failed = [trial for trial in heard if trial.state in FAILED][-MOST_TRIALS // 2 :]
-    if not failed:
-        return lambda at: np.zeros(len(at))
-    sound = [trial for trial in heard if trial.state not in FAILED][-MOST_TRIALS // 2 :]
-    labels = np.array([1.0] * len(failed) + [0.0] * len(sound))
-    points = cube.points([trial.params for trial in [*failed, *sound]])
-    process = GaussianProcess(points, labels, np.zeros(len(labels)), cube.choices)
-    return lambda at: np.log(np.clip(1 - process.predict(at)[0], 1e-3, 1.0))
 
 
 def _new(tried: Array) -> Score:

@@ -23,6 +23,8 @@ from automl.algorithms.cube import Array
 from automl.contract import Objective
 from automl.store import TrialRecord
 
+UNFORECAST_VARIANCE = 0.1  # of a loss while no trial is complete
+
 # What is assumed until enough curves are known; each is worth PRIOR_COUNT observations.
 NOISE_VARIANCE = 0.02**2  # of a loss from epoch to epoch
 ERROR_VARIANCE = 0.3**2  # of a forecast, relative to the square of the fall still to come
@@ -121,6 +123,26 @@ def curve_of(trial: TrialRecord, objective: Objective) -> dict[int, float]:
         for epoch, value in values
         if value is not None and math.isfinite(value)
     }
+
+
+def forecasts(
+    trials: Sequence[TrialRecord], objective: Objective, full_epochs: int
+) -> list[tuple[TrialRecord, Forecast]]:
+    """Return the trials that reached an epoch and did not fail, with their forecasts.
+
+    While none is complete they are compared after as many epochs as all of them have.
+    """
+    curves = [curve_of(trial, objective) for trial in trials]
+    learnt = learn_curves(curves, full_epochs)
+    known = [
+        (trial, curve)
+        for trial, curve in zip(trials, curves, strict=True)
+        if curve and trial.state in ("complete", "stopped", "running")
+    ]
+    if learnt is None:
+        common = min((max(curve) for _, curve in known), default=0)
+        return [(trial, Forecast(curve[common], UNFORECAST_VARIANCE)) for trial, curve in known]
+    return [(trial, learnt.forecast(curve)) for trial, curve in known]
 
 
 def told_loss(value: float, objective: Objective) -> float:

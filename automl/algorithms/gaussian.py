@@ -33,7 +33,11 @@ WEIGHT_BOUNDS, SIGNAL_BOUNDS, NOISE_BOUNDS = (-12, 8), (-6, 6), (-9, 4)
 
 
 class GaussianProcess:
-    """A fitted process."""
+    """A fitted process.
+
+    Attributes:
+        evidence: logarithm of the posterior density of the fit, up to a constant for these points.
+    """
 
     def __init__(self, points: Array, values: Array, variances: Array, choices: Array) -> None:
         """Fit.
@@ -51,8 +55,9 @@ class GaussianProcess:
         self._values = (values - self._mean) / self._scale
         self._variances = variances / self._scale**2
         with threadpool_limits(1, user_api="blas"):
-            self._theta = self._fit()
+            self._theta, fit = self._fit()
             self._condition()
+        self.evidence = -fit - len(values) * math.log(self._scale)
 
     @property
     def noise(self) -> float:
@@ -90,7 +95,7 @@ class GaussianProcess:
         self._factor: Array = factor[0]
         self._solved: Array = cho_solve(factor, self._values)
 
-    def _fit(self) -> Array:
+    def _fit(self) -> tuple[Array, float]:
         columns = self._points.shape[1]
         weight = -2 * (LENGTH[0] + 0.5 * math.log(columns))
         start = np.array([weight] * columns + [SIGNAL[0], NOISE[0]])
@@ -106,7 +111,7 @@ class GaussianProcess:
             bounds=[WEIGHT_BOUNDS] * columns + [SIGNAL_BOUNDS, NOISE_BOUNDS],
             options={"maxiter": ITERATIONS},
         )
-        return found.x
+        return found.x, float(found.fun)
 
     def _loss(
         self, theta: Array, squares: Array, means: Array, spreads: Array

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from automl.algorithms.cube import value_at
 from automl.algorithms.curves import curve_of
 from automl.contract import Objective
+from automl.lock import PriorTrial
 from automl.space import Parameter, SearchSpace
 from automl.store import ENDED, TrialRecord, identity
 
@@ -197,6 +198,18 @@ def derived_seed(*parts: int | str) -> int:
     """Return a 32-bit seed made from others, e.g. (study's seed, trial's number, retry)."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:4], "big")
+
+
+def first_points(prior: Sequence[PriorTrial]) -> list[PriorTrial]:
+    """Return the best trials of the earlier studies, one of each study in turn."""
+    sound = [trial for trial in prior if trial.loss is not None]
+    ranked = sorted(sound, key=lambda trial: (trial.loss or 0.0) + trial.variance**0.5)
+    turns: dict[str, int] = {}
+    rounds: list[tuple[int, PriorTrial]] = []
+    for trial in ranked:
+        turns[trial.study] = turns.get(trial.study, 0) + 1
+        rounds.append((turns[trial.study], trial))
+    return [trial for _, trial in sorted(rounds, key=lambda pair: pair[0])]
 
 
 def at_positions(space: SearchSpace, positions: Mapping[str, float]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from automl.algorithms.samplers import (
     Sampler,
     TPESampler,
     derived_seed,
+    first_points,
     grid_levels,
 )
 from automl.algorithms.weighing import is_hopeless, rivals, weighed
@@ -38,6 +39,7 @@ from automl.space import SearchSpace
 from automl.store import ResolvedStudy, Study, TrialRecord, identity
 from automl.study_spec import AlgorithmChoice, StudySpec
 
+PRIOR_TURNS = (1, 3, 5)  # trials that repeat the best of earlier studies
 MANY_TRIALS = 500  # above, fitting a Gaussian process for every proposal takes too long
 
 
@@ -97,7 +99,6 @@ class Algorithm:
     sampler: Sampler
     rungs: Rungs
     space: SearchSpace
-    base_spec: Mapping[str, Any]
     store: Study
 
     def _seen(self, number: int) -> Sequence[TrialRecord]:
@@ -113,7 +114,7 @@ class Algorithm:
         used up.
         """
         number = len(self.store.trials)
-        params = _propose(self.sampler, self.space, self.base_spec, self._seen(number))
+        params = _propose(self.sampler, self.store.resolved, self._seen(number))
         return None if params is None else (number, params)
 
     def stop(self, trial: int, epoch: int, value: float) -> Decision:
@@ -175,7 +176,6 @@ def make_algorithm(study_spec: StudySpec, space: SearchSpace, store: Study) -> A
         sampler=_sampler(row, store.resolved),
         rungs=make_rungs(study_spec.algorithm, store.resolved.full_epochs),
         space=space,
-        base_spec=store.resolved.base_spec,
         store=store,
     )
 
@@ -185,7 +185,7 @@ def first_batch(resolved: ResolvedStudy, count: int) -> list[dict[str, Any]]:
     sampler = _sampler(row_of(resolved), resolved)
     trials: list[TrialRecord] = []
     while len(trials) < count:
-        params = _propose(sampler, resolved.space, resolved.base_spec, trials)
+        params = _propose(sampler, resolved, trials)
         if params is None:
             break
         trials.append(TrialRecord(len(trials), params, resolved.study.seed, 0.0))
@@ -301,14 +301,16 @@ def _gp(resolved: ResolvedStudy, seed: int) -> Sampler:
     from automl.algorithms.bayes import BayesSampler
 
     return BayesSampler(resolved.space, seed, resolved.objective, resolved.full_epochs,
-                        startup_trials(resolved.study.budget.trials))  # fmt: skip
+                        startup_trials(resolved.study.budget.trials),
+                        prior=resolved.prior)  # fmt: skip
 
 
 def _bfbo(resolved: ResolvedStudy, seed: int) -> Sampler:
     from automl.algorithms.bayes import BayesSampler
 
     return BayesSampler(resolved.space, seed, resolved.objective, resolved.full_epochs,
-                        startup_trials(resolved.study.budget.trials), "bound")  # fmt: skip
+                        startup_trials(resolved.study.budget.trials), "bound",
+                        resolved.prior)  # fmt: skip
 
 
 def _tpe(resolved: ResolvedStudy, seed: int) -> Sampler:
@@ -354,15 +356,16 @@ _MAKERS: dict[str, Callable[[ResolvedStudy, int], Sampler]] = {
 
 
 def _propose(
-    sampler: Sampler,
-    space: SearchSpace,
-    base_spec: Mapping[str, Any],
-    trials: Sequence[TrialRecord],
+    sampler: Sampler, resolved: ResolvedStudy, trials: Sequence[TrialRecord]
 ) -> dict[str, Any] | None:
-    number = len(trials)
+    space, number = resolved.space, len(trials)
     if number == 0:
-        return space.defaults(base_spec)
+        return space.defaults(resolved.base_spec)
     taken = {trial.identity for trial in trials}
+    if number in PRIOR_TURNS and not isinstance(sampler, GridSampler):
+        for earlier in first_points(resolved.prior):
+            if identity(earlier.params) not in taken:
+                return dict(earlier.params)
     for retry in range(MODEL_RETRIES):
         params = sampler.suggest(trials, number, retry)
         if params is None or identity(params) not in taken:

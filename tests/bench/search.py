@@ -23,6 +23,7 @@ from typing import Any
 
 from automl.algorithms.table import make_algorithm
 from automl.contract import Objective
+from automl.lock import PriorTrial
 from automl.objectives import Goals
 from automl.replay import memory_study
 from automl.space import Parameter, SearchSpace
@@ -46,7 +47,13 @@ class Searcher:
     """One study: `workers` trials at a time, an epoch each in turn."""
 
     def __init__(
-        self, space: Sequence[Row], full_epochs: int, seed: int, name: str, workers: int = 1
+        self,
+        space: Sequence[Row],
+        full_epochs: int,
+        seed: int,
+        name: str,
+        workers: int = 1,
+        prior: tuple[PriorTrial, ...] = (),
     ) -> None:
         base: dict[str, Any] = {}
         for row in space:
@@ -59,6 +66,7 @@ class Searcher:
             space=SearchSpace(tuple(parameter(row) for row in space)),
             goals=Goals(Objective(METRIC, "minimize")),
             full_epochs=full_epochs,
+            prior=prior,
             code_version="bench",
         )
         self.study = memory_study(Path(), resolved)
