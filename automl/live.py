@@ -311,8 +311,7 @@ def _picture(study: Study, how_far: Progress, left: float | None) -> Group:
         Text(f"{head}   {_state_words(study)}", style="bold"),
         _bar(study, how_far, left),
         _trial_table(study),
-        Text(best_line(study)),
-        *map(Text, front_lines(study) if study.front() else []),
+        *map(Text, front_lines(study) or [best_line(study)]),
         Text(_counts(study)),
         *map(Text, _confirmation(study)),
     )

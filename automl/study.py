@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from automl.runners.ray_cluster import Node
 
 LOG_BYTES = 16 * 2**20  # room for logs, reports and TensorBoard events of a study
+FRONT_CHECKPOINTS = 10  # of further trials on the front of several objectives
 SPARE_CHECKPOINTS = 6  # best, baseline, one being replaced; copy, graph and engine in the bundle
 INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
@@ -357,7 +358,8 @@ def refuse_without_space(prepared: Prepared) -> None:
         for file in (prepared.directory / folder).rglob("*")
         if file.is_file() and not file.is_symlink()
     )
-    needed = LOG_BYTES + max(0, one * (concurrent + SPARE_CHECKPOINTS) - held)
+    spare = SPARE_CHECKPOINTS + (FRONT_CHECKPOINTS if prepared.resolved.goals.others else 0)
+    needed = LOG_BYTES + max(0, one * (concurrent + spare) - held)
     free = shutil.disk_usage(place).free
     if free < needed:
         raise RefusedError(

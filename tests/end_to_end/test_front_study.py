@@ -16,6 +16,7 @@ from tests.end_to_end.small_ffs import Place
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 LATENCY = "engine/latency_ms"
 ITERATIONS = 4
+PATIENCE_S = 2400.0  # on a machine that others use; five minutes on two idle cores
 CHANGES = {
     "data": {"train": "embedded", "val": "embedded"},
     "objectives": ["val/epe minimize", f"{LATENCY} minimize"],
@@ -36,8 +37,9 @@ def test_the_front_has_four_points_and_its_knee_is_promoted(tmp_path: Path) -> N
     code, plan = place.automl("plan", "front.yaml")
     assert code == 0, plan
     assert f"objective   {LATENCY} minimize, ms" in plan
-    code, output = place.automl("study", "front.yaml")
-    assert code == 0, output
+    process = place.start("automl.cli", "study", "front.yaml")
+    output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, output
 
     study = read_study(place.study)
     complete = [trial for trial in study.trials if trial.state == "complete"]
