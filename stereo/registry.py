@@ -108,19 +108,23 @@ def _relative() -> Task[Any]:
 def _build_fast_foundation_stereo(spec: ExperimentSpec) -> nn.Module:
     from stereo.nets.fast_foundation_stereo import FastFoundationStereo
 
-    return _recomputing(FastFoundationStereo(spec.model), spec)
+    return _as_trained(FastFoundationStereo(spec.model), spec)
 
 
 def _build_foundation_stereo(spec: FoundationStereoExperiment) -> nn.Module:
     from stereo.nets.foundation_stereo import FoundationStereo
 
-    return _recomputing(FoundationStereo(spec.model), spec)
+    return _as_trained(FoundationStereo(spec.model), spec)
 
 
-def _recomputing(network: StereoNetwork, spec: ExperimentSpec) -> StereoNetwork:
-    """The network, with activation checkpointing where the spec asks for it."""
+def _as_trained(network: StereoNetwork, spec: ExperimentSpec) -> StereoNetwork:
+    """The network with activation checkpointing where the spec asks for it."""
+    import torch
+
     if spec.train.activation_checkpoint:
         network.checkpoint_activations()
+    if network.mixed_precision and not torch.cuda.is_available():
+        LOG.warning("model.mixed_precision has no effect: no GPU with CUDA is visible")
     return network
 
 

@@ -74,6 +74,31 @@ def augment(
     )
 
 
+def varying_fields(spec: StereoAugmentSpec, size: tuple[int, int]) -> list[str]:
+    """The fields by which the crops of one sample differ from epoch to epoch.
+
+    Args:
+        spec: ranges and probabilities.
+        size: height and width of the sample in px.
+    """
+    chances = ("spatial_aug_prob", "yjitter_prob", "hshift_prob", "eraser_aug_prob")
+    flips = ("h_flip_prob", "v_flip_prob") if spec.do_flip else ()
+    strengths = ("color_aug_brightness", "color_aug_contrast")
+    ranges = {
+        "color_aug_saturation": spec.color_aug_saturation,
+        # A constant rotation does too: whether it comes before the saturation is drawn.
+        "color_aug_hue_range": (0.0, max(map(abs, spec.color_aug_hue_range))),
+        "gamma": spec.gamma[:2],
+        "gamma (gain)": spec.gamma[2:],
+    }
+    has_room = any(side > crop for side, crop in zip(size, spec.crop_size, strict=True))
+    return [
+        *(["crop_size"] if has_room else []),
+        *(name for name in (*chances, *flips, *strengths) if getattr(spec, name) > 0),
+        *(name for name, (low, high) in ranges.items() if low != high),
+    ]
+
+
 def _draw_window(
     rng: np.random.Generator,
     spec: StereoAugmentSpec,

@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from stereo.data.annotations import Row, parse, raise_faults
+from stereo.data.augment_stereo import varying_fields
 from stereo.data.batches import Batch, Preparation, Sample, Size, preparation
 from stereo.data.cache import SampleCache, open_cache, read_sample
 from stereo.data.datasets import Format, family_of, find_format
@@ -60,6 +61,7 @@ class DataModule:
         prepare = preparation(spec, split.augmentation)
         _require_batch(entries, split, prepare.samples)
         self._seed = seed if seed >= 0 else int(np.random.SeedSequence().generate_state(1)[0])
+        self._entries, self._augmentation = entries, split.augmentation
         self._order = EpochSampler(len(entries), self._seed)
         cache = open_cache(spec.dataset)
         dataset = TrainingCrops(entries, prepare, self._seed, cache)
@@ -75,6 +77,16 @@ class DataModule:
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled random crops; the last partial batch is dropped."""
         return self._train
+
+    def varying_fields(self) -> list[str]:
+        """Keys by which the training images of a sample differ from epoch to epoch, of pairs.
+
+        The first sample of every source tells whether crops are whole images.
+        """
+        first = {entry.source: entry.row.left for entry in reversed(self._entries)}
+        sizes = map(read_image_size, first.values())
+        names = {name for size in sizes for name in varying_fields(self._augmentation, size)}
+        return [f"dataset.train_dataset.augmentation.{name}" for name in sorted(names)]
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Whole validation samples; an empty list without validation data."""

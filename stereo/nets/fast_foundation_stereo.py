@@ -113,6 +113,7 @@ class FastFoundationStereo(StereoNetwork):
         self.groups = spec.cv_group
         self.normalize = spec.gwc_feature_normalize
         self.low_memory = spec.low_memory
+        self.mixed_precision = spec.mixed_precision
         self.lookup = {"levels": spec.corr_levels, "radius": spec.corr_radius}
         c = spec.volume_dim
         widths = Widths.of(spec)

@@ -44,6 +44,7 @@ from stereo.nets.blocks import (
 )
 from stereo.nets.depth_anything_v2 import RelativeDepthAnything
 from stereo.nets.edgenext import EdgeNeXtDecoder, FeaturePyramid
+from stereo.nets.feature_cache import FeatureCache
 from stereo.nets.gru import MotionEncoder, UpdateBlock
 from stereo.nets.sampling import resize
 from stereo.nets.stereo_network import (
@@ -145,7 +146,12 @@ class ViTBranch(nn.Module):
     """Frozen Depth Anything V2: normalised images (B, 3, H, W) to (B, V, H/4, W/4).
 
     It stays in evaluation mode and gets no gradient.
+
+    Attributes:
+        cache: features of images seen before; see `keep_features`.
     """
+
+    cache: FeatureCache | None = None
 
     def __init__(self, encoder: str, backbone: StereoBackboneSpec) -> None:
         super().__init__()
@@ -161,8 +167,17 @@ class ViTBranch(nn.Module):
         del mode
         return super().train(False)
 
+    def keep_features(self) -> None:
+        """Keep the features of images until other weights are loaded."""
+        cache = FeatureCache(self._features)
+        self.cache = cache
+        self.register_load_state_dict_post_hook(lambda *_: cache.forget())
+
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
+        return self._features(image) if self.cache is None else self.cache(image)
+
+    def _features(self, image: Tensor) -> Tensor:
         height, width = spatial_shape(image)
         size = vit_size(height, width)
         image = F.interpolate(image, size=size, mode="bicubic")
@@ -281,6 +296,7 @@ class FoundationStereo(StereoNetwork):
         self.candidates = spec.max_disparity // 4
         self.groups = spec.cv_group
         self.low_memory = spec.low_memory
+        self.mixed_precision = spec.mixed_precision
         self.lookup = {"levels": spec.corr_levels, "radius": spec.corr_radius}
         c, vit_width = spec.volume_dim, VIT_WIDTHS[spec.encoder]
         feature_widths = SemanticFeatures.widths(SemanticFeatures.WIDTH + vit_width)

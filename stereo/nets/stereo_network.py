@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -120,9 +120,11 @@ class StereoNetwork(nn.Module):
 
     Attributes:
         low_memory: 0 to 4, see `Leaner`; trades time of a training step for memory.
+        mixed_precision: on a GPU, run under float16 autocast where the caller has set none.
     """
 
     low_memory = 0
+    mixed_precision = False
     candidates: int
     groups: int
     normalize: bool
@@ -178,10 +180,16 @@ class StereoNetwork(nn.Module):
             init_disparity: start of the refinement in place of the soft-argmin,
                 (B, 1, H/4, W/4), in px of that map.
         """
-        with cheap_ones_recomputed() if runs_eagerly_on_cpu(left) else nullcontext():
+        memory = cheap_ones_recomputed() if runs_eagerly_on_cpu(left) else nullcontext()
+        with memory, self._arithmetic(left.device.type):
             return self._estimated(
                 left, right, iters=iters, last_only=last_only, init_disparity=init_disparity
             )
+
+    def _arithmetic(self, device: str) -> AbstractContextManager[Any]:
+        if not self.mixed_precision or device != "cuda" or torch.is_autocast_enabled(device):
+            return nullcontext()
+        return torch.autocast(device, torch.float16)
 
     def _estimated(
         self,

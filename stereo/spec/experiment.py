@@ -39,7 +39,13 @@ from stereo.spec.networks import (
     MetricDepthSpec,
     RelativeDepthSpec,
 )
-from stereo.spec.train import MetricTrainSpec, OptimSpec, RelativeTrainSpec, TrainSpec
+from stereo.spec.train import (
+    FoundationStereoTrainSpec,
+    MetricTrainSpec,
+    OptimSpec,
+    RelativeTrainSpec,
+    TrainSpec,
+)
 
 
 @dataclass
@@ -77,10 +83,10 @@ class FoundationStereoExperiment(ExperimentSpec):
     dataset: DatasetSpec = with_default(
         ExperimentSpec, "dataset", lambda: DatasetSpec(max_disparity=416)
     )
-    train: TrainSpec = with_default(
+    train: FoundationStereoTrainSpec = with_default(
         ExperimentSpec,
         "train",
-        lambda: TrainSpec(optim=OptimSpec(lr_scheduler="PolynomialLR")),
+        lambda: FoundationStereoTrainSpec(optim=OptimSpec(lr_scheduler="PolynomialLR")),
     )
     export: ExportSpec = with_default(
         ExperimentSpec,

@@ -473,15 +473,6 @@ def _other_model(model: Model) -> Rule:
     return Rule(("model.model_type",), broken, f"Networks of this version: {_models_in_words()}")
 
 
-def _absent(path: str, remedy: str) -> Rule:
-    """A documented field that this version cannot honour: refused rather than ignored."""
-    return Rule(
-        (path,),
-        lambda spec: _said_if(bool(value_at(spec, path)), "is not implemented in this version"),
-        remedy,
-    )
-
-
 def _replacements(spec: ExperimentSpec, kind: str) -> list[str]:
     return value_at(spec, f"convert.{kind}_dir_pattern")
 
@@ -661,7 +652,16 @@ STEREO_RULES: tuple[Rule, ...] = (
     _multiple("model.max_disparity", 32, "The hourglass halves the disparity axis too"),
     _multiple("model.volume_dim", 4, "The attention has 4 heads"),
     Rule(("model.cv_group", "model.encoder"), _group_divides_width, "Use a divisor"),
-    _absent("model.mixed_precision", "Set train.precision=fp16 on a GPU"),
+    Rule(
+        ("model.mixed_precision", "train.precision"),
+        lambda spec: _said_if(
+            spec.model.mixed_precision and spec.train.precision != "fp32",
+            f"train.precision {spec.train.precision} decides in training",
+        ),
+        "Set one of them",
+        ("train",),
+        warning=True,
+    ),
 )
 
 NETWORK_RULES: Mapping[str, tuple[Rule, ...]] = {

@@ -211,6 +211,17 @@ class TrainSpec:
 
 
 @dataclass
+class FoundationStereoTrainSpec(TrainSpec):
+    """What FoundationStereo trains with beside `TrainSpec`."""
+
+    cache_vit_features: Literal["auto", "off"] = spec_field(
+        "auto",
+        "Keep the frozen ViT features per image; auto: when augmentation leaves the ViT input"
+        " unchanged",
+    )
+
+
+@dataclass
 class MonoTrainSpec(TrainSpec):
     """What both mono networks train with beside `TrainSpec`."""
 

@@ -27,6 +27,7 @@ from stereo.errors import CheckpointError, NoResultError, SpecError, SpecProblem
 from stereo.files import write_text
 from stereo.registry import load_start, other_meanings
 from stereo.train.optim import warn_about_unused
+from stereo.train.vit_features import keep_vit_features
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -170,6 +171,7 @@ def _run(
     seed_everything(spec.train.seed)
     module = DepthModule(entry, spec, _network(spec, entry, start, directory))
     data = DataModule(spec, spec.train.seed)
+    keep_vit_features(module.model, spec, data)
     loader, validation = data.train_dataloader(), data.val_dataloader()
     batches = 1 if spec.train.is_dry_run else len(loader)
     steps = -(-batches // spec.train.accumulate_grad_batches)

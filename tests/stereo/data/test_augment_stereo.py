@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stereo.data import augment_stereo
-from stereo.data.augment_stereo import augment
+from stereo.data.augment_stereo import augment, varying_fields
 from stereo.data.datasets import StereoSample
 from stereo.data.generator import generate
 from stereo.data.window import Axis, right_view_disparity
@@ -849,3 +849,49 @@ def test_images_of_any_size_give_a_crop(size: tuple[int, int]) -> None:
         crop = augment(sample, chosen, rng(seed))
         assert crop.left.shape == crop.right.shape == (32, 64, 3)
         assert crop.disparity.shape == (32, 64)
+
+
+STEADY = {
+    "crop_size": [192, 256],
+    "color_aug_saturation": [0.8, 0.8],
+    "gamma": [0.9, 0.9, 1.1, 1.1],
+}
+VARYING = {
+    "crop_size": {"crop_size": [160, 256]},
+    "yjitter_prob": {"yjitter_prob": 0.5},
+    "color_aug_brightness": {"color_aug_brightness": 0.4},
+    "color_aug_contrast": {"color_aug_contrast": 0.4},
+    "color_aug_saturation": {"color_aug_saturation": [0.2, 1.4]},
+    "color_aug_hue_range": {"color_aug_hue_range": [0.01, 0.01]},
+    "gamma": {"gamma": [0.5, 1.5, 1.0, 1.0]},
+    "gamma (gain)": {"gamma": [1.0, 1.0, 0.5, 1.5]},
+    "eraser_aug_prob": {"eraser_aug_prob": 0.5},
+    "spatial_aug_prob": scales(-0.4, 0.4, spatial_aug_prob=0.5),
+    "hshift_prob": {"hshift_prob": 0.5},
+    "h_flip_prob": flips(h=0.5),
+    "v_flip_prob": flips(v=0.5),
+}
+
+
+def views(sample: StereoSample, augmentation: StereoAugmentSpec) -> set[bytes]:
+    """Both views of a dozen crops, as many as differ."""
+    crops = (augment(sample, augmentation, rng(seed)) for seed in range(12))
+    return {crop.left.tobytes() + crop.right.tobytes() for crop in crops}
+
+
+@pytest.mark.parametrize("crop_size", [[192, 256], [224, 288]])
+def test_no_field_varies_where_all_crops_are_the_same(
+    clean_sample: Build, crop_size: list[int]
+) -> None:
+    augmentation = spec(**{**STEADY, "crop_size": crop_size})
+
+    assert varying_fields(augmentation, (192, 256)) == []
+    assert len(views(clean_sample(3), augmentation)) == 1
+
+
+@pytest.mark.parametrize("name", VARYING)
+def test_a_field_by_which_crops_differ_is_named(clean_sample: Build, name: str) -> None:
+    augmentation = spec(**{**STEADY, **VARYING[name]})
+
+    assert varying_fields(augmentation, (192, 256)) == [name]
+    assert len(views(clean_sample(3), augmentation)) > 1

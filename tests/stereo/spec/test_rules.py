@@ -214,7 +214,6 @@ BROKEN_STEREO: list[Case] = [
     ("model.max_disparity", ("model.max_disparity=112",), "multiple of 32; the nearest is 128"),
     ("model.max_disparity", ("model.max_disparity=33",), "got 33, needs a multiple of 32"),
     ("model.volume_dim", ("model.volume_dim=30",), "multiple of 4; the nearest is 32"),
-    ("model.mixed_precision", ("model.mixed_precision=true",), "not implemented"),
     ("dataset.dataset_name", ("dataset.dataset_name=MonoDataset",), "reads StereoDataset"),
 ]
 
@@ -391,6 +390,7 @@ WARNED: list[tuple[str, tuple[str, ...]]] = [
     ),
 ]
 WARNED_STEREO: list[tuple[str, tuple[str, ...]]] = [
+    ("model.mixed_precision", ("model.mixed_precision=true", "train.precision=fp16")),
     ("dataset.max_disparity", ("dataset.max_disparity=64",)),
     (
         "model.stereo_backbone.edgenext_pretrained_path",
