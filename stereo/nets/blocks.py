@@ -515,13 +515,14 @@ class FeatureGate(nn.Module):
 def tiled(weight: Tensor) -> Tensor | None:
     """Return a kernel as `winograd.convolve` takes it; None where that would not be faster.
 
-    Transforming it takes a while: it is meant for those who convolve with it many times.
+    It is meant for those who convolve with it many times. The backward pass does not keep it: it
+    has almost twice the size of the kernel.
     """
     if not runs_eagerly_on_cpu(weight) or torch.is_autocast_enabled("cpu"):
         return None
     if weight.shape[2:] != (3, 3) or min(weight.shape[:2]) < winograd.MIN_CHANNELS:
         return None
-    return winograd.transformed(weight)
+    return recomputable(winograd.transformed, weight)
 
 
 def conv_of_parts(

@@ -26,10 +26,9 @@ KERNEL_SUMS = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0,
 
 
 def transformed(weight: Tensor) -> Tensor:
-    """Return a kernel (N, C, 3, 3) as one matrix per place of a tile, (16, C, N)."""
-    sums = KERNEL_SUMS.to(weight)
-    places = torch.einsum("yi,xj,ncij->xycn", sums, sums, weight)
-    return places.reshape(PLACES, weight.shape[1], weight.shape[0])
+    """Return a kernel (N, C, 3, 3) as one matrix per place of a tile, (16, N, C)."""
+    sums = torch.einsum("yi,xj->xyij", KERNEL_SUMS, KERNEL_SUMS).reshape(PLACES, 9).to(weight)
+    return (sums @ weight.reshape(-1, 9).T).view(PLACES, *weight.shape[:2])
 
 
 def convolve(parts: Sequence[Tensor], kernel: Tensor, bias: Tensor | None) -> Tensor:
@@ -37,7 +36,7 @@ def convolve(parts: Sequence[Tensor], kernel: Tensor, bias: Tensor | None) -> Te
 
     Args:
         parts: the maps; the backward pass keeps them, and no copy.
-        kernel: what `transformed` returns, (16, C, N).
+        kernel: what `transformed` returns, (16, N, C).
         bias: (N,).
 
     Returns:
@@ -52,11 +51,11 @@ class _ConvolveFunction(torch.autograd.Function):
         ctx.save_for_backward(kernel, *parts)
         ctx.has_bias = bias is not None
         batch, _, height, width = parts[0].shape
-        padded, channels = _padded(parts), kernel.shape[2]
+        padded, channels = _padded(parts), kernel.shape[1]
         output = padded.new_empty(batch, height, width, channels)
         for rows in _strips(padded):
-            products = _products(_tiles(padded[:, rows.start : rows.stop + 2]), kernel)
-            _write_outputs(products, output[:, rows])
+            tiles = _tiles(padded[:, rows.start : rows.stop + 2])
+            _write_outputs(_products(tiles, kernel.transpose(1, 2)), output[:, rows])
         if bias is not None:
             output += bias
         return output.permute(0, 3, 1, 2)
@@ -73,8 +72,8 @@ class _ConvolveFunction(torch.autograd.Function):
         for rows in _strips(padded):
             strip = slice(rows.start, rows.stop + 2)
             grad_products = _spread(grad[:, rows])
-            _add_products(_tiles(padded[:, strip]).transpose(1, 2), grad_products, grad_kernel)
-            grad_tiles = _products(grad_products, kernel.transpose(1, 2))
+            _add_products(grad_products.transpose(1, 2), _tiles(padded[:, strip]), grad_kernel)
+            grad_tiles = _products(grad_products, kernel)
             _add_untransformed(grad_tiles, grad_padded[:, strip])
         grad_parts = grad_padded[:, 1:-1, 1:-1].permute(0, 3, 1, 2)
         grad_bias = grad.sum((0, 1, 2)) if ctx.has_bias else None

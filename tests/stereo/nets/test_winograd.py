@@ -42,7 +42,7 @@ def test_it_is_the_convolution(
 
 def test_parts_may_need_no_gradient_and_the_bias_may_be_missing() -> None:
     first, second = maps(3, 2)
-    kernel = torch.randn(16, 5, 4, dtype=torch.double, requires_grad=True)
+    kernel = torch.randn(16, 4, 5, dtype=torch.double, requires_grad=True)
 
     torch.autograd.gradcheck(
         lambda x, kernel: winograd.convolve([x, second], kernel, None),
@@ -69,7 +69,7 @@ def test_wide_3x3_kernels_are_tiled_and_no_others() -> None:
     tiles = tiled(wide)
 
     assert tiles is not None
-    assert tiles.shape == (16, *wide.shape[1::-1])
+    assert tiles.shape == (16, *wide.shape[:2])
     assert tiled(wide[:, 1:]) is None
     assert tiled(wide[1:]) is None
     assert tiled(wide[..., :1, :1]) is None
