@@ -88,7 +88,7 @@ def test_the_budget_bounds_what_is_kept(compute: Halves) -> None:
 
 
 @pytest.fixture
-def branch(thin_vits: None) -> nn.Module:
+def branch() -> nn.Module:
     torch.manual_seed(0)
     return ViTBranch("vits", StereoBackboneSpec())
 

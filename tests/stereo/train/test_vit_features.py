@@ -1,4 +1,4 @@
-"""`train.cache_vit_features` in real runs of FoundationStereo, with a thin ViT."""
+"""`train.cache_vit_features` in real runs of FoundationStereo."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from stereo.data.generator import EmbeddedSet
-from stereo.nets import dpt
 from stereo.nets.feature_cache import FeatureCache
 from stereo.registry import MODELS
 from stereo.spec.data import DatasetSpec
@@ -43,11 +42,7 @@ STEADY = {
 
 
 @pytest.fixture
-def experiment(
-    pairs: EmbeddedSet, tmp_path: Path, thin_vits: None, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., object]:
-    monkeypatch.setitem(dpt.WIDTHS, "vits", dpt.Widths(64, (8, 8, 16, 16)))
-
+def experiment(pairs: EmbeddedSet, tmp_path: Path) -> Callable[..., object]:
     def make(cache: str, **augmentation: object) -> FoundationStereoExperiment:
         split = split_of(pairs.val, 2)  # two pairs of 70x130
         steady = replace(split.augmentation, **{**STEADY, **augmentation})
