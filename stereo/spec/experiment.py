@@ -42,9 +42,11 @@ from stereo.spec.networks import (
 from stereo.spec.train import (
     FoundationStereoTrainSpec,
     MetricTrainSpec,
+    MlflowSpec,
     OptimSpec,
     RelativeTrainSpec,
     TrainSpec,
+    WandbSpec,
 )
 
 
@@ -73,6 +75,8 @@ class ExperimentSpec:
         DynamicEngineSpec, "Settings of the TensorRT engine build"
     )
     quantize: QuantizeSpec = spec_field(QuantizeSpec, "Settings of the quantize action")
+    wandb: WandbSpec = spec_field(WandbSpec, "Weights & Biases logger settings")
+    mlflow: MlflowSpec = spec_field(MlflowSpec, "MLflow logger settings")
 
 
 @dataclass

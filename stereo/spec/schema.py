@@ -154,6 +154,8 @@ def _belongs(path: str, action: Action) -> bool:
         return rest[0] in action.splits
     if first in ("model_name", "encryption_key"):
         return action.network
+    if first in ("wandb", "mlflow"):
+        return action.name == "train"
     return first in ("results_dir", "model", "dataset", action.name) or _borrows(action, path)
 
 

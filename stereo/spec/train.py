@@ -139,6 +139,33 @@ class CudnnSpec:
 
 
 @dataclass
+class MlflowSpec:
+    """MLflow (`mlflow`)."""
+
+    enable: bool = spec_field(False, "Turn the logger on")
+    tracking_uri: str | None = spec_field(
+        None, "Tracking store; null = a folder in the action directory"
+    )
+    experiment: str | None = spec_field(None, "Experiment name; null = model key")
+
+
+@dataclass
+class WandbSpec:
+    """Weights & Biases (`wandb`)."""
+
+    enable: bool = spec_field(False, "Turn the logger on")
+    project: str = spec_field("", "W&B project")
+    entity: str = spec_field("", "W&B entity")
+    group: str = spec_field("", "W&B group")
+    tags: list[str] = spec_field([], "W&B tags")
+    reinit: bool = spec_field(False, "W&B reinit")
+    sync_tensorboard: bool = spec_field(False, "Mirror TensorBoard")
+    save_code: bool = spec_field(False, "Upload code")
+    name: str = spec_field("", "W&B run name")
+    run_id: str = spec_field("", "W&B run id")
+
+
+@dataclass
 class TrainSpec:
     """Settings of the train action (`train`)."""
 

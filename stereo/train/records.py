@@ -14,7 +14,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from stereo.tasks import Task
     from stereo.train.module import DepthModule
+    from stereo.train.trackers import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Records:
         batches: batches per epoch.
         log_every: optimiser steps between scalars in TensorBoard.
         quiet: inside a study.
+        trackers: get the scalars too.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Records:
         batches: int,
         log_every: int,
         quiet: bool,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
         self.table = directory / "metrics.csv"
         self.status = status
@@ -61,6 +64,7 @@ class Records:
         self.batches = batches
         self.log_every = log_every
         self.quiet = quiet
+        self._trackers = trackers
         self._task = task
         self._directory = directory
         self._writer: SummaryWriter | None = None
@@ -116,6 +120,9 @@ class Records:
 
     def close(self) -> None:
         """Flush and close whatever is open."""
+        for tracker in self._trackers:
+            tracker.close()
+        self._trackers = ()
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -157,9 +164,11 @@ class Records:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(self._directory))
-        for name, value in values.items():
-            if math.isfinite(value):
-                self._writer.add_scalar(name, value, step)
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        for name, value in finite.items():
+            self._writer.add_scalar(name, value, step)
+        for tracker in self._trackers:
+            tracker.log(finite, step)
 
     def _open_bar(self, module: DepthModule) -> None:
         from rich.console import Console

@@ -166,6 +166,7 @@ def _run(
     )
     from stereo.train.module import DepthModule, Progress
     from stereo.train.records import Records
+    from stereo.train.trackers import trackers
 
     reset_peak_memory()
     seed_everything(spec.train.seed)
@@ -190,6 +191,7 @@ def _run(
             batches=batches,
             log_every=min(spec.train.log_every_n_steps, steps),
             quiet=report is not None,
+            trackers=trackers(spec, directory),
         )
     with _signals() as signals:
         callback = RunCallback(

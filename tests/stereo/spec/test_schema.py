@@ -83,6 +83,7 @@ def test_an_action_schema_holds_what_the_verb_reads(model: Model, action: str) -
     borrowed = [path.split(".") for path in ACTIONS[action].borrowed]
     others = {section for section, _ in borrowed}
     labels = {"model_name", "encryption_key"} if ACTIONS[action].network else set()
+    labels |= {"wandb", "mlflow"} if action == "train" else set()
     own = {"results_dir", "model", "dataset", action}
     assert set(made["properties"]) == own | others | labels
     for section in others:
