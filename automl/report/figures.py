@@ -198,7 +198,7 @@ def front(study: Study) -> Figure | None:
                 marker={"color": GREY, "symbol": look.symbol, "size": 6})  # fmt: skip
     if best:
         _points(figure, study, cost, best, mode="lines+markers", name="front", meta="front",
-                line={"color": BLUE, "width": 2, "shape": "hv"},
+                line={"color": BLUE, "width": 2, "shape": "vh"},
                 marker={"color": BLUE, "size": 8})  # fmt: skip
     knee = study.knee()
     if knee is not None:
@@ -248,6 +248,8 @@ def covered_share(study: Study) -> Figure | None:
         hovertemplate="trial %{customdata}: %{y:.1%}<extra></extra>",
     )
     figure.update_xaxes(title_text="ended trials", tickformat="d")
+    if len(ended) <= 30:
+        figure.update_xaxes(dtick=1)
     figure.update_yaxes(title_text="covered by the front (hypervolume)", tickformat=".0%",
                         rangemode="tozero")  # fmt: skip
     return figure

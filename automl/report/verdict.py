@@ -80,7 +80,8 @@ def verdict(study: Study, bundle: Mapping[str, Any] | None) -> Html:
         _tile(
             "Best" + (f" (trial {best.id})" if best else ""),
             score(value, unit),
-            f"{metric} after {full} epochs",
+            f"{metric} after {full} epochs"
+            + (f", {knee.setting}" if knee is not None and knee.setting is not None else ""),
         ),
         _tile(
             "Difference",
@@ -151,10 +152,14 @@ def _other_metrics(study: Study, bundle: Mapping[str, Any] | None) -> Html:
     if bundle is None or best is None or baseline is None or study.value(baseline) is None:
         return Html("")
     prefix = study.objective.metric.rpartition("/")[0] + "/"
+    knee = study.knee()
+    setting = knee.setting if knee is not None else None
     rows: list[tuple[object, ...]] = []
     for name, row in bundle["metrics"].items():
         before = baseline.value_at(study.resolved.full_epochs, prefix + name)
         after = best.value_at(study.resolved.full_epochs, prefix + name)
+        if setting is not None:
+            after = best.settings[setting].get(prefix + name)
         if before is None or after is None:
             continue
         unit = row["unit"]
@@ -170,7 +175,7 @@ def _other_metrics(study: Study, bundle: Mapping[str, Any] | None) -> Html:
     columns = [
         Column("Metric"),
         Column("Baseline (trial 0)", numeric=True),
-        Column(f"Best (trial {best.id})", numeric=True),
+        Column(f"Best (trial {best.id}{f', {setting}' if setting else ''})", numeric=True),
         Column("Difference", numeric=True),
         Column("Of the baseline", numeric=True),
     ]

@@ -140,3 +140,15 @@ def test_nothing_is_promoted_that_breaks_a_constraint(tmp_path: Path) -> None:
 def test_a_moved_study_reads_the_same_front(study: Study) -> None:
     again = read_study(study.directory)
     assert (again.front(), again.knee()) == (study.front(), study.knee())
+
+
+def test_the_verdict_tells_the_scores_of_the_setting(study: Study) -> None:
+    promote(study, NAME)
+    knee = study.knee()
+    assert knee is not None
+    assert knee.setting is not None
+    text = write_report(study).read_text("utf-8")
+    assert f"val/epe after 9 epochs, {knee.setting}" in text
+    scores = study.trials[knee.trial].settings[knee.setting]
+    assert f"Best (trial {knee.trial}, {knee.setting})" in text
+    assert f"{scores['val/bp1'] * 100:#.4g} %" in text
