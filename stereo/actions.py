@@ -491,7 +491,7 @@ def _predictor(
         spec,
         input_size=size,
         native_padded=task.pads_to_size(section),
-        hierarchical=task.predicts_twice(section),
+        first_pass=task.first_pass(section),
         tiles=_tiles(spec, split),
     )
 

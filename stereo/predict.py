@@ -89,7 +89,7 @@ class Predictor:
         stride: int,
         size: Size | None = None,
         native_padded: bool = False,
-        hierarchical: bool = False,
+        first_pass: float | None = None,
         tiles: Tiles | None = None,
         warnings: tuple[str, ...] = (),
     ) -> None:
@@ -103,7 +103,8 @@ class Predictor:
             stride: sides the network takes are multiples of it.
             size: see the class.
             native_padded: pad smaller images to `size` instead of resizing them.
-            hierarchical: predict pairs twice, first at half the size; the network takes `initial`.
+            first_pass: predict pairs twice, first at this share of their size; the network takes
+                `initial`.
             tiles: what larger images are predicted in; None: an image at once.
             warnings: see the class.
         """
@@ -114,7 +115,7 @@ class Predictor:
         self.size = size
         self.pace = Pace()
         self._network = network
-        self._sizes = InputSizes(stride, size, native_padded, hierarchical, tiles, source)
+        self._sizes = InputSizes(stride, size, native_padded, first_pass, tiles, source)
 
     def __call__(self, batch: Mapping[str, Any]) -> Tensor:
         """Prediction (B, H, W) for a batch of `stereo.data.loaders`.
@@ -134,7 +135,7 @@ def load_predictor(
     *,
     input_size: Size | None = None,
     native_padded: bool = False,
-    hierarchical: bool = False,
+    first_pass: float | None = None,
     tiles: Tiles | None = None,
     threads: int | None = None,
 ) -> Predictor:
@@ -145,7 +146,7 @@ def load_predictor(
         spec: its `model` section is the network of a checkpoint, and must be the graph's.
         input_size: the size the network sees; None: each image's own, or a fixed graph's.
         native_padded: pad smaller images to a fixed size instead of resizing them.
-        hierarchical: predict pairs twice, first at half the size; from a checkpoint only.
+        first_pass: predict pairs twice, first at this share of their size; checkpoints only.
         tiles: what larger images are predicted in; None: an image at once.
         threads: threads of ONNX Runtime; None uses every core this process may use.
 
@@ -174,7 +175,7 @@ def load_predictor(
         stride=entry.stride,
         size=input_size,
         native_padded=native_padded,
-        hierarchical=hierarchical,
+        first_pass=first_pass,
         tiles=tiles,
         warnings=warnings,
     )

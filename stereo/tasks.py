@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -49,7 +50,6 @@ Size = tuple[int, int]  # height, width in px
 Network = Callable[..., Tensor]  # images (B, 3, h, w) of `Task.inputs` -> prediction (B, h, w)
 Range = tuple[float, float]
 
-FIRST_PASS = 0.5  # size of the images of the first of two passes
 NO_PADDING = Padding(0, 0, 0, 0)
 SCALE_QUANTILE = 0.98  # of the ground truth; the value that gets the last colour of a panel
 
@@ -63,14 +63,14 @@ class InputSizes:
         fixed: the only size; None: any.
         native_padded: pad smaller images to `fixed` instead of resizing them.
         tiles: what larger images are predicted in, at native size; None: an image at once.
-        hierarchical: pairs are predicted twice, first at half the size.
+        first_pass: pairs are predicted twice, first at this share of the size; None: once.
         source: file of the network, for messages.
     """
 
     stride: int
     fixed: Size | None = None
     native_padded: bool = False
-    hierarchical: bool = False
+    first_pass: float | None = None
     tiles: Tiles | None = None
     source: Path | str = ""
 
@@ -170,9 +170,9 @@ class Task(ABC, Generic[Spec]):
         """Whether images are padded to the only size of a network instead of resized."""
         return False
 
-    def predicts_twice(self, section: MonoEvaluateSpec | MonoInferenceSpec) -> bool:
-        """Whether a prediction of smaller images comes first."""
-        return False
+    def first_pass(self, section: MonoEvaluateSpec | MonoInferenceSpec) -> float | None:
+        """Size of the images of a prediction that comes first, as a share; None: there is none."""
+        return None
 
     @abstractmethod
     def network_sizes(self, native: Iterable[Size], spec: Spec, stride: int) -> set[Size]:
@@ -292,9 +292,11 @@ class StereoTask(Task[ExperimentSpec]):
         """As the spec says."""
         return isinstance(section, EvaluateSpec | InferenceSpec) and section.native_padded
 
-    def predicts_twice(self, section: MonoEvaluateSpec | MonoInferenceSpec) -> bool:
+    def first_pass(self, section: MonoEvaluateSpec | MonoInferenceSpec) -> float | None:
         """As the spec says."""
-        return isinstance(section, EvaluateSpec | InferenceSpec) and section.hierarchical
+        if isinstance(section, EvaluateSpec | InferenceSpec) and section.hierarchical:
+            return section.small_ratio
+        return None
 
     def network_sizes(self, native: Iterable[Size], spec: ExperimentSpec, stride: int) -> set[Size]:
         """Padded to the stride."""
@@ -317,7 +319,9 @@ class StereoTask(Task[ExperimentSpec]):
                 overlap=(sizes.tiles.overlap[0], 0),
             )
             return _in_tiles(network, images, rows, sizes)
-        predict = _in_two_passes if sizes.hierarchical else _in_one_pass
+        predict = _in_one_pass
+        if sizes.first_pass is not None:
+            predict = partial(_in_two_passes, ratio=sizes.first_pass)
         if size == padded or sizes.native_padded:
             return predict(network, images, _padding(native, size, sizes.source), sizes.stride)
         resized = [_resize(image, size) for image in images]
@@ -366,19 +370,19 @@ def _in_one_pass(
 
 
 def _in_two_passes(
-    network: Network, images: Sequence[Tensor], padding: Padding, stride: int
+    network: Network, images: Sequence[Tensor], padding: Padding, stride: int, *, ratio: float
 ) -> Tensor:
     """The same, refined from the disparity of smaller images: for disparities beyond the volume.
 
     The columns of padding on the left are added to that disparity as in the released code, though
     both views have them.
     """
-    small = [F.interpolate(image, scale_factor=FIRST_PASS, mode="bilinear") for image in images]
+    small = [F.interpolate(image, scale_factor=ratio, mode="bilinear") for image in images]
     height, width = small[0].shape[-2:]
     around = centred_padding(_up(height, stride) - height, _up(width, stride) - width)
     first = _in_one_pass(network, small, around, stride)[:, None]
     size = images[0].shape[-2:]
-    coarse = F.interpolate(first, size=size, mode="bilinear", align_corners=True) / FIRST_PASS
+    coarse = F.interpolate(first, size=size, mode="bilinear", align_corners=True) / ratio
     padded = pad(coarse.clamp(min=0), padding) + padding.left
     quarter = F.interpolate(padded, scale_factor=0.25, mode="bilinear", align_corners=True) / 4
     return crop(network(*(pad(image, padding) for image in images), initial=quarter), padding)

@@ -12,6 +12,7 @@ from typing import Literal
 
 from stereo.spec.fields import MISSING, same_field, spec_field, with_default
 
+SMALL_RATIO = "Scale of the first pass"
 HIERARCHICAL = "Two passes, the first on smaller images, as in networks-stereo.md section 14"
 
 
@@ -40,6 +41,7 @@ class EvaluateSpec(MonoEvaluateSpec):
         False, "Pad each image to the next multiple of 32 and predict at native size"
     )
     hierarchical: bool = spec_field(False, HIERARCHICAL)
+    small_ratio: float = spec_field(0.5, SMALL_RATIO, low=0.1, high=1.0)
 
 
 @dataclass
@@ -72,6 +74,7 @@ class InferenceSpec(MonoInferenceSpec):
         False, "Pad to the stride and crop back instead of resizing to the engine size"
     )
     hierarchical: bool = spec_field(False, HIERARCHICAL)
+    small_ratio: float = spec_field(0.5, SMALL_RATIO, low=0.1, high=1.0)
     save_ply: bool = spec_field(False, "Write a coloured point cloud per pair")
 
 

@@ -87,7 +87,7 @@ class _TwoPasses:
 
 
 def _twice(network: _TwoPasses) -> Predictor:
-    return Predictor(network, STEREO, backend="test", source=SOURCE, stride=32, hierarchical=True)
+    return Predictor(network, STEREO, backend="test", source=SOURCE, stride=32, first_pass=0.5)
 
 
 def test_the_first_of_two_passes_starts_the_second_in_quarter_pixels() -> None:
@@ -119,10 +119,19 @@ def test_two_passes_pad_clamp_and_sample_as_the_released_code_does() -> None:
     torch.testing.assert_close(initial, torch.full((1, 1, 24, 32), 13 / 4))
 
 
+def test_the_share_of_the_first_pass_is_free() -> None:
+    network = _TwoPasses(6.0, 6.0)
+    pair = _pair(128, 128, batch=1)
+    Predictor(network, STEREO, backend="test", source=SOURCE, stride=32, first_pass=0.25)(pair)
+    (small, _), (_, initial) = network.calls
+    assert small.shape[-2:] == (32, 32)
+    torch.testing.assert_close(initial, torch.full((1, 1, 32, 32), 6 / 0.25 / 4))
+
+
 def test_two_passes_see_resized_images_where_a_size_is_given() -> None:
     network = _TwoPasses(4.0, 4.0)
     predictor = Predictor(
-        network, STEREO, backend="test", source=SOURCE, stride=32, size=(64, 96), hierarchical=True
+        network, STEREO, backend="test", source=SOURCE, stride=32, size=(64, 96), first_pass=0.5
     )
     left = torch.full((1, 3, 50, 48), 6.0)
     found = predictor({"left": left, "right": left})
@@ -136,7 +145,7 @@ def test_two_passes_of_the_real_network_are_another_prediction(
     spec = load_spec({**small_values, "results_dir": "a"}, action="train")
     pair = _pair(60, 120, batch=1)
     once = load_predictor(small_weights, spec)(pair)
-    twice = load_predictor(small_weights, spec, hierarchical=True)(pair)
+    twice = load_predictor(small_weights, spec, first_pass=0.5)(pair)
     assert once.shape == twice.shape == (1, 60, 120)
     assert twice.isfinite().all()
     assert (once - twice).abs().max() > 1e-3
