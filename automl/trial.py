@@ -34,6 +34,8 @@ from automl.store import Study, TrialRecord
 from automl.study_spec import set_path
 
 TRIAL_VARIABLE = "DEPTHTUNE_TRIAL"  # set while a trial trains: a trial never starts a study
+TURN_VARIABLE = "DEPTHTUNE_CHECKPOINT_TURN"  # the file that trials lock to write in turn
+TURN_FILE = "turn.lock"  # beside the trials' directories
 WORKER_LOG = "worker.log"  # in the trial's directory: output of its process, and tracebacks
 FAILURES_IN_A_ROW = 3
 MOST_MOVES = 3  # beyond, a dead node counts as a failure: the trial may be what kills it
@@ -81,7 +83,7 @@ class Outcome:
 def run_trial(job: Job, report: Report) -> Outcome:
     """Train one trial and say how it ended; an exception of the trainer is an outcome too."""
     try:
-        with _marked_as_trial(job.trial):
+        with _marked_as_trial(job):
             trainable = find_trainable(job.trainable)
             result = trainable.run("train", job.spec, job.directory, report)
     except Exception as error:  # noqa: BLE001 - whatever a trainer raises must not end the study
@@ -94,16 +96,19 @@ def run_trial(job: Job, report: Report) -> Outcome:
 
 
 @contextmanager
-def _marked_as_trial(trial: int) -> Generator[None]:
-    before = os.environ.get(TRIAL_VARIABLE)
-    os.environ[TRIAL_VARIABLE] = str(trial)
+def _marked_as_trial(job: Job) -> Generator[None]:
+    marks = {
+        TRIAL_VARIABLE: str(job.trial),
+        TURN_VARIABLE: str(job.directory.absolute().parent / TURN_FILE),
+    }
+    before = {name: os.environ[name] for name in marks if name in os.environ}
+    os.environ.update(marks)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[TRIAL_VARIABLE]
-        else:
-            os.environ[TRIAL_VARIABLE] = before
+        for name in marks:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _is_disk_full(error: BaseException | None) -> bool:
@@ -346,6 +351,8 @@ class Driver(ABC):
         checkpoint = record.checkpoint
         if checkpoint is None or not checkpoint.is_file():
             checkpoint = None
+        more = {checkpoint.suffix} if checkpoint else set[str]()
+        _delete_files(self.directory(record.id), self._suffixes | more, checkpoint)
         resumed_from = record.last_epoch if checkpoint else 0
         again = {"attempt": record.attempts + 1, "resumed_from_epoch": resumed_from, "cause": cause}
         more = {"detail": detail} if detail else {}

@@ -10,6 +10,8 @@ import hashlib
 import json
 import os
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -46,6 +48,23 @@ class Readable(Protocol):
     def open(self, mode: Literal["rb"], /) -> BufferedReader:
         """The content of the file."""
         ...
+
+
+@contextmanager
+def turn(path: Path | None) -> Generator[None]:
+    """Inside, no other process is inside with the same file; None, or a file that cannot lock: go.
+
+    The system ends the turn of a process that dies.
+    """
+    if path is None:
+        yield
+        return
+    import fcntl  # not on Windows, where no study asks for turns
+
+    with path.open("ab") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def sha256(path: Readable) -> str:

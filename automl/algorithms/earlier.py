@@ -3,7 +3,7 @@
 A Gaussian process per earlier study predicts its losses. The new study's losses are modelled as
 a level, plus for each earlier study a share of its prediction, plus a Gaussian process for the
 rest. The shares are fitted to the trials of the new study, starting from 1 divided among the
-studies (Bayesian regression), never below 0: a study that orders the trials differently is soon
+studies (Bayesian regression), between 0 and 1: a study that orders the trials differently is soon
 left out, and what remains is the process of a cold start. Levels cancel, so another data set or
 image size with other errors is no obstacle; losses are logarithms (`curves`), so shares are ratios.
 """
@@ -55,7 +55,7 @@ class Earlier:
             variance = max(float((rest**2).mean()), LEAST_VARIANCE)
             precision = centred.T @ centred / variance + np.eye(count) / SHARE_VARIANCE
             evidence = centred.T @ wanted / variance + first / SHARE_VARIANCE
-            shares = np.maximum(np.linalg.solve(precision, evidence), 0.0)
+            shares = np.minimum(np.maximum(np.linalg.solve(precision, evidence), 0.0), 1.0)
         return Trend(self._processes, shares)
 
     def failures(self) -> tuple[Array, Array]:
@@ -71,13 +71,15 @@ class Trend:
         self._processes = processes
         self.shares = shares
 
-    def at(self, points: Array) -> Array:
-        """Return the sum at points; 0 without studies."""
-        total = np.zeros(len(points))
+    def at(self, points: Array) -> tuple[Array, Array]:
+        """Return the sum at points and its variance; 0 without studies."""
+        total, variance = np.zeros(len(points)), np.zeros(len(points))
         for process, share in zip(self._processes, self.shares, strict=True):
             if share > 0:
-                total += share * process.predict(points)[0]
-        return total
+                mean, deviation = process.predict(points)
+                total += share * mean
+                variance += (share * deviation) ** 2
+        return total, variance
 
 
 class Process:
@@ -94,7 +96,7 @@ class Process:
         self._rest = GaussianProcess(points, values, variances, choices)
         self._trend, self.is_warm = Trend([], np.zeros(0)), False
         if trend.shares.any():
-            rest = GaussianProcess(points, values - trend.at(points), variances, choices)
+            rest = GaussianProcess(points, values - trend.at(points)[0], variances, choices)
             if len(values) < CONFIRMED or rest.evidence > self._rest.evidence:
                 self._rest, self._trend, self.is_warm = rest, trend, True
 
@@ -106,7 +108,8 @@ class Process:
     def predict(self, points: Array) -> tuple[Array, Array]:
         """Return mean and standard deviation of the function, without noise, at points."""
         mean, deviation = self._rest.predict(points)
-        return mean + self._trend.at(points), deviation
+        trend, variance = self._trend.at(points)
+        return mean + trend, np.sqrt(deviation**2 + variance)
 
     def believing(self, points: Array) -> Process:
         """Return the process after its own predictions were seen at more points."""

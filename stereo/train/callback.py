@@ -11,6 +11,7 @@ import ctypes
 import gc
 import logging
 import math
+import os
 import resource
 import sys
 import time
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 import torch
 
+from stereo import files
 from stereo.errors import DivergedError, NoResultError
 from stereo.evaluation.pictures import write_batch
 from stereo.train import checkpoint
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
+
+TURN_VARIABLE = "DEPTHTUNE_CHECKPOINT_TURN"  # set by a study: the file to lock (docs/trainable.md)
 
 Report = Callable[[int, Mapping[str, float], Path | None], bool]
 
@@ -230,14 +234,15 @@ class RunCallback(pl.Callback):
             if problem:
                 raise problem
             return
-        if problem is None:
-            self.metrics = row
-            self._save_epoch(trainer, module, validated=validated)
-        self.records.epoch(row, steps=progress.step - self._epoch_step)
-        if problem is not None:
-            raise problem
-        if self.report is not None and validated:
-            self._ask(trainer, progress.epoch, row | module.sweep)
+        with files.turn(self._turn()):
+            if problem is None:
+                self.metrics = row
+                self._save_epoch(trainer, module, validated=validated)
+            self.records.epoch(row, steps=progress.step - self._epoch_step)
+            if problem is not None:
+                raise problem
+            if self.report is not None and validated:
+                self._ask(trainer, progress.epoch, row | module.sweep)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -249,6 +254,11 @@ class RunCallback(pl.Callback):
             return
         if not isinstance(exception, NoResultError | OSError) and module.progress.step > 0:
             self._save(trainer, module)
+
+    def _turn(self) -> Path | None:
+        """Trials of one study replace their checkpoints in turn, so that the disk holds fewer."""
+        named = os.environ.get(TURN_VARIABLE)
+        return Path(named) if named and self.report is not None else None
 
     def _save_epoch(self, trainer: pl.Trainer, module: DepthModule, *, validated: bool) -> None:
         train, epoch = module.spec.train, module.progress.epoch

@@ -7,13 +7,16 @@ fail, hang, die or diverge. The name for `find_trainable` is `tests.automl.quadr
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import random
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,20 +113,41 @@ def _train(spec: dict[str, Any], directory: Path, report: Report | None) -> Resu
             return Result("diverged", metrics, detail=f"epoch {epoch}: the loss became NaN")
         old, checkpoint = checkpoint, directory / f"epoch_{epoch:03d}.json"
         content = {"epoch": epoch, "value": value, "padding": "x" * behaviour["checkpoint_bytes"]}
-        checkpoint.with_suffix(".tmp").write_text(json.dumps(content))
-        checkpoint.with_suffix(".tmp").replace(checkpoint)
-        seconds = time.perf_counter() - began
-        metrics = {"val/epe": value, "val/bp1": value / (1 + value), "train_loss": value * 1.1}
-        told = metrics | {"seconds": seconds}
-        if epoch == train["num_epochs"]:
-            told |= _settings(behaviour["steps"], metrics)
-        stop = report and report(epoch, told, checkpoint)
-        if report and old is not None and old.parent == directory:
-            old.unlink(missing_ok=True)
+        with _turn():
+            checkpoint.with_suffix(".tmp").write_text(json.dumps(content))
+            if behaviour["count_checkpoints"]:
+                _count(directory)
+            checkpoint.with_suffix(".tmp").replace(checkpoint)
+            seconds = time.perf_counter() - began
+            metrics = {"val/epe": value, "val/bp1": value / (1 + value), "train_loss": value * 1.1}
+            told = metrics | {"seconds": seconds}
+            if epoch == train["num_epochs"]:
+                told |= _settings(behaviour["steps"], metrics)
+            stop = report and report(epoch, told, checkpoint)
+            if report and old is not None and old.parent == directory:
+                old.unlink(missing_ok=True)
         if stop:
             break
     artifacts = {"checkpoint": checkpoint} if checkpoint else {}
     return Result("ok", metrics, artifacts)
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    """Replace checkpoints in turn with the other trials of a study, where one asks for it."""
+    named = os.environ.get("DEPTHTUNE_CHECKPOINT_TURN")
+    with Path(named).open("ab") if named else nullcontext() as file:
+        if file is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _count(directory: Path) -> None:
+    """Note how many checkpoints every trial has at this moment, unfinished ones included."""
+    trials = directory.parent
+    found = [file.parent for end in ("json", "tmp") for file in trials.glob(f"*/epoch_*.{end}")]
+    with (trials.parent / "counts.txt").open("a") as counts:
+        counts.write(f"{json.dumps(list(Counter(found).values()))}\n")
 
 
 def _settings(steps: int, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -207,6 +207,24 @@ def test_an_earlier_study_is_followed_as_long_as_trials_agree(
     assert error < 0.5 * cold_error if warm else error == cold_error
 
 
+def test_what_an_earlier_study_adds_must_make_the_trials_likelier() -> None:
+    """It agrees about two parameters and invents something about the others."""
+    cube = Cube(SPACE)
+    tried = np.random.default_rng(0).random((40, 4))
+    told = [
+        PriorTrial("old", n, {f"p{i}": float(v) for i, v in enumerate(p)},
+                   loss(p[:2], 0.3, 2.0) + 0.6 * np.sin(25 * p[2]) * np.sin(25 * p[3]))
+        for n, p in enumerate(tried)
+    ]  # fmt: skip
+    points = np.random.default_rng(1).random((32, 4))
+    losses = np.array([loss(point, 0.3, 0.5) for point in points])
+
+    trend = Earlier(cube, told).trend(points, losses)
+
+    assert trend.shares[0] > 0.5
+    assert not Process(points, losses, np.zeros(32), cube.choices, trend).is_warm
+
+
 def test_of_two_earlier_studies_the_one_that_agrees_counts() -> None:
     points = np.random.default_rng(1).random((12, 4))
     losses = np.array([loss(point, 0.3, 0.5) for point in points])

@@ -316,3 +316,17 @@ def test_running_trials_end_when_the_target_is_reached(tmp_path: Path) -> None:
     assert study.trials[1].state == "stopped"
     assert "budget.target" in study.trials[1].detail
     assert driver.next_job() is None
+
+
+def test_what_a_dead_worker_left_is_deleted_before_its_trial_goes_on(tmp_path: Path) -> None:
+    driver = driver_of(open_quadratic(tmp_path))
+    job = next_job(driver)
+    report_epochs(driver, job, [3.0, 2.0])
+    for name in ("epoch_003.json", "epoch_003.json.7.tmp"):
+        (job.directory / name).write_text("x")  # written, but not in the log
+
+    driver.on_lost(job.trial, "the worker died: killed")
+    next_job(driver)
+
+    assert [file.name for file in job.directory.iterdir()] == ["epoch_002.json"]
+    driver.study.close()

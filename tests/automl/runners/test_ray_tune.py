@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -135,3 +136,21 @@ def test_repetitions_run_side_by_side_in_workers(tmp_path: Path) -> None:
     assert starts[:2] == ["confirm_started", "confirm_started"]
     assert gain(study) is not None
     study.close()
+
+
+def test_checkpoints_on_the_disk_are_bounded_at_every_moment(tmp_path: Path) -> None:
+    """One per running trial, the best, the baseline, and the one that is being replaced."""
+    study = open_quadratic(
+        tmp_path,
+        trials=14,
+        rungs=(),
+        behaviour={"count_checkpoints": True},
+        resources={"max_concurrent": 3, "cpus": 0.1},
+    )
+    run_study(study, "ray")
+
+    lines = (study.directory / "counts.txt").read_text().splitlines()
+    counts: list[list[int]] = [json.loads(line) for line in lines]
+    assert len(counts) == sum(trial.last_epoch for trial in study.trials)
+    assert all(sum(count > 1 for count in each) <= 1 for each in counts)
+    assert 3 < max(map(sum, counts)) <= 3 + 3

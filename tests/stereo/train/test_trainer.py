@@ -27,6 +27,7 @@ from stereo.registry import MODELS
 from stereo.status import StatusLog
 from stereo.train.checkpoint import BEST, LATEST, PATTERN
 from stereo.train.trainer import _network, fit
+from tests.stereo.test_files import is_held
 from tests.stereo.train.tiny import TINY, TinyStereo
 
 
@@ -302,6 +303,25 @@ def test_a_study_keeps_one_checkpoint_and_stops_the_run(make_spec, run, tmp_path
     assert checkpoints(tmp_path) == [seen[-1][1]] == [outcome.latest.name]
     assert outcome.best is None
     assert not (tmp_path / BEST).exists()
+
+
+def test_trials_of_a_study_replace_their_checkpoints_in_turn(
+    make_spec, run, tmp_path, monkeypatch
+) -> None:
+    turn = tmp_path / "turn.lock"
+    monkeypatch.setenv("DEPTHTUNE_CHECKPOINT_TURN", str(turn))
+    held: list[bool] = []
+
+    def report(epoch: int, metrics, checkpoint: Path) -> bool:
+        held.append(is_held(turn))
+        return epoch == 2
+
+    run(make_spec(num_epochs=5), tmp_path / "study", report)
+    assert held == [True, True]
+    assert not is_held(turn)
+    turn.unlink()
+    run(make_spec(num_epochs=1), tmp_path / "plain")
+    assert not turn.exists()
 
 
 def test_a_study_gets_a_sweep_with_the_last_epoch_and_no_score_changes(
