@@ -237,8 +237,8 @@ BROKEN_OF: dict[str, list[Case]] = {
         *BROKEN_STEREO,
         (
             "gen_trt_engine.min_height",
-            ("gen_trt_engine.min_height=64", "gen_trt_engine.max_width=96"),
-            "opt_height, max_height, min_width, opt_width not set; a profile needs all six",
+            ("gen_trt_engine.min_height=64",),
+            "opt_height, max_height, min_width, opt_width, max_width not set; a profile needs all",
         ),
         (
             "gen_trt_engine.min_width",
