@@ -25,6 +25,7 @@ from stereo.spec.networks import (
 )
 
 FAST, FULL, QUICK = 26, 14, 2  # configurations of each network; of them in the default suite
+INPUTS = ((2, 32, 64), (1, 64, 32), (1, 32, 96))  # batch, height, width in px
 
 DATA = {"train_dataset": {"data_sources": [{"dataset_name": "Kitti", "data_file": "pairs.txt"}]}}
 FAST_CHOICES: dict[str, Sequence[Any]] = {
@@ -167,14 +168,15 @@ class LastDisparity(nn.Module):
         return self.network(left, right, iters=2, last_only=True).refined[-1]
 
 
-def prove(network: nn.Module, graph: Path) -> None:
-    """Run forward, backward and the exported graph on a seeded pair."""
+def prove(network: nn.Module, graph: Path, inputs: tuple[int, int, int]) -> None:
+    """Run forward, backward and the exported graph on seeded pairs of `inputs` (B, H, W)."""
     generator = torch.Generator().manual_seed(1)
-    left, right = torch.randn(2, 1, 3, 32, 64, generator=generator)
+    batch, height, width = inputs
+    left, right = torch.randn(2, batch, 3, height, width, generator=generator)
 
     output = network.train()(left, right, iters=2)
-    assert output.initial.shape == (1, 1, 8, 16)
-    assert [disparity.shape for disparity in output.refined] == [(1, 1, 32, 64)] * 2
+    assert output.initial.shape == (batch, 1, height // 4, width // 4)
+    assert [disparity.shape for disparity in output.refined] == [(batch, 1, height, width)] * 2
     (output.initial.sum() + sum(disparity.sum() for disparity in output.refined)).backward()
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     assert len(gradients) > 300
@@ -195,23 +197,32 @@ def prove(network: nn.Module, graph: Path) -> None:
 
 
 def cases(specs: Sequence[Any], quick: int) -> list[Any]:
-    """Mark all but the first `quick` cases as slow."""
+    """Every spec with a batch and a size; all but the first `quick` are marked as slow."""
     return [
-        pytest.param(spec, marks=() if index < quick else pytest.mark.slow, id=str(index))
+        pytest.param(
+            spec,
+            INPUTS[index % len(INPUTS)],
+            marks=() if index < quick else pytest.mark.slow,
+            id=str(index),
+        )
         for index, spec in enumerate(specs)
     ]
 
 
 @pytest.mark.filterwarnings("ignore")  # the exporter announces its successor
-@pytest.mark.parametrize("spec", cases(fast_specs(), QUICK))
-def test_a_fast_network_learns_and_exports(spec: FastFoundationStereoSpec, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("spec", "inputs"), cases(fast_specs(), QUICK))
+def test_a_fast_network_learns_and_exports(
+    spec: FastFoundationStereoSpec, inputs: tuple[int, int, int], tmp_path: Path
+) -> None:
     torch.manual_seed(0)
-    prove(FastFoundationStereo(spec), tmp_path / "graph.onnx")
+    prove(FastFoundationStereo(spec), tmp_path / "graph.onnx", inputs)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("spec", cases(full_specs(), 0))
-def test_a_full_network_learns_and_exports(spec: FoundationStereoSpec, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("spec", "inputs"), cases(full_specs(), 0))
+def test_a_full_network_learns_and_exports(
+    spec: FoundationStereoSpec, inputs: tuple[int, int, int], tmp_path: Path
+) -> None:
     torch.manual_seed(0)
-    prove(FoundationStereo(spec), tmp_path / "graph.onnx")
+    prove(FoundationStereo(spec), tmp_path / "graph.onnx", inputs)
