@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 
 from stereo.data.encodings import write_pfm, write_png
+from stereo.data.generator import EMBEDDED_IMAGES, write_embedded_images
 from stereo.registry import MODELS
 from stereo.spec.data import MonoSource
+from stereo.spec.networks import MonoBackboneSpec
 from stereo.status import StatusLog
 from stereo.train.trainer import fit
 
@@ -39,26 +42,46 @@ def write_images(directory: Path, *, is_depth: bool) -> Path:
     return listing
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("key", CLASSES)
-def test_sixty_steps_learn_four_images(key: str, tmp_path: Path) -> None:
-    listing = write_images(tmp_path, is_depth=key == "mono_metric")
+def sixty_steps(
+    key: str, listing: Path, directory: Path, *, crop: list[int], lr: float, **backbone: int
+) -> tuple[list[float], list[float]]:
+    """Loss and abs_rel of every step on the images of a list, with the packaged optimiser."""
     entry = MODELS[key]
     spec: Any = entry.experiment()
     spec.model.encoder = "vits"
+    spec.model.mono_backbone = MonoBackboneSpec(**backbone)
     spec.dataset.cache = "off"
     for split in (spec.dataset.train_dataset, spec.dataset.val_dataset):
         split.data_sources = [MonoSource(CLASSES[key], str(listing))]  # type: ignore[arg-type]
         split.batch_size, split.workers = 4, 0
-        split.augmentation.crop_size = [HEIGHT, WIDTH]
+        split.augmentation.crop_size = crop
     spec.train.num_epochs = spec.train.checkpoint_interval = 60  # of one step
-    spec.train.optim.lr = 1e-4  # nothing is loaded; all else is the packaged optimiser
-    fit(spec, entry, tmp_path / "train", status=StatusLog(tmp_path / "train"))
+    spec.train.optim.lr = lr  # nothing is loaded; all else is the packaged optimiser
+    fit(spec, entry, directory, status=StatusLog(directory))
 
-    with (tmp_path / "train" / "metrics.csv").open(newline="", encoding="utf-8") as file:
+    with (directory / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    losses = [float(row["train_loss"]) for row in rows]
-    errors = [float(row["val/abs_rel"]) for row in rows]
     assert len(rows) == 60
+    return tuple([float(row[name]) for row in rows] for name in ("train_loss", "val/abs_rel"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", CLASSES)
+def test_sixty_steps_learn_four_images(key: str, tmp_path: Path) -> None:
+    listing = write_images(tmp_path, is_depth=key == "mono_metric")
+    crop = [HEIGHT, WIDTH]
+    losses, errors = sixty_steps(key, listing, tmp_path / "train", crop=crop, lr=1e-4)
     assert losses[-1] < losses[0] / 5
     assert errors[-1] < errors[0] / 5
+
+
+@pytest.mark.slow
+def test_sixty_steps_learn_four_embedded_images(tmp_path: Path) -> None:
+    """Metric depth, with the thin network of the packaged study."""
+    layout = replace(EMBEDDED_IMAGES, train_pairs=4, val_pairs=1)
+    listing, _ = write_embedded_images(tmp_path, "MetricMonoDataset", layout)
+    thin = {"blocks": 4, "width": 192}
+    directory = tmp_path / "train"
+    losses, errors = sixty_steps("mono_metric", listing, directory, crop=[98, 126], lr=3e-4, **thin)
+    assert losses[-1] < losses[0] / 5
+    assert errors[-1] < errors[0] / 2
