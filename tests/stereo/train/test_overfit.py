@@ -62,7 +62,8 @@ def sixty_steps(
     with (directory / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 60
-    return tuple([float(row[name]) for row in rows] for name in ("train_loss", "val/abs_rel"))
+    losses, errors = ([float(row[name]) for row in rows] for name in ("train_loss", "val/abs_rel"))
+    return losses, errors
 
 
 @pytest.mark.slow
