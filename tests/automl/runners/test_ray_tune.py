@@ -144,7 +144,11 @@ def test_checkpoints_on_the_disk_are_bounded_at_every_moment(tmp_path: Path) -> 
         tmp_path,
         trials=14,
         rungs=(),
-        behaviour={"count_checkpoints": True},
+        behaviour={
+            "count_checkpoints": True,
+            "checkpoint_bytes": 3_000_000,  # writing and training take long enough to overlap
+            "seconds_per_epoch": 0.05,
+        },
         resources={"max_concurrent": 3, "cpus": 0.1},
     )
     run_study(study, "ray")
