@@ -35,7 +35,7 @@ from automl.study_spec import set_path
 
 TRIAL_VARIABLE = "DEPTHTUNE_TRIAL"  # set while a trial trains: a trial never starts a study
 TURN_VARIABLE = "DEPTHTUNE_CHECKPOINT_TURN"  # the file that trials lock to write in turn
-TURN_FILE = "turn.lock"  # beside the trials' directories
+TURN_FILE = "turn.lock"  # in the study's directory
 WORKER_LOG = "worker.log"  # in the trial's directory: output of its process, and tracebacks
 FAILURES_IN_A_ROW = 3
 MOST_MOVES = 3  # beyond, a dead node counts as a failure: the trial may be what kills it
@@ -99,7 +99,7 @@ def run_trial(job: Job, report: Report) -> Outcome:
 def _marked_as_trial(job: Job) -> Generator[None]:
     marks = {
         TRIAL_VARIABLE: str(job.trial),
-        TURN_VARIABLE: str(job.directory.absolute().parent / TURN_FILE),
+        TURN_VARIABLE: str(job.directory.absolute().parents[1] / TURN_FILE),
     }
     before = {name: os.environ[name] for name in marks if name in os.environ}
     os.environ.update(marks)

@@ -32,6 +32,7 @@ from stereo.progress import bar_when_slow, progress_bar
 from stereo.registry import entry_for, settled
 from stereo.spec.data import DatasetSpec
 from stereo.spec.deploy import InferenceSpec
+from stereo.spec.experiment import unit_words
 from stereo.spec.load import given_values, load_spec, to_dict
 from stereo.spec.models import model_of
 from stereo.spec.rules import is_open, value_at
@@ -281,7 +282,7 @@ def _write_evaluation(
     rows = summary.pop("rows")
     flat = summary.pop("metrics") | summary.pop("limits")
     declared = predictor.task.declared
-    units = {name: declared[f"val/{name}"]["unit"] for name in evaluation.metrics}
+    units = {name: unit_words(declared[f"val/{name}"]) for name in evaluation.metrics}
     summary = {**flat, "units": units, **summary, "source": str(predictor.source)}
     files = {
         "results": directory / "results.json",

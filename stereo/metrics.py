@@ -32,12 +32,14 @@ class Metric(NamedTuple):
         direction: whether smaller or larger is better.
         unit: `px`, `m`, `fraction` or empty.
         meaningful: False where the values of two data sets cannot be compared.
+        of: what a value without unit is a share of, where that needs saying.
     """
 
     name: str
     direction: Literal["minimize", "maximize"]
     unit: str
     meaningful: bool
+    of: str = ""
 
 
 def _declared(table: Mapping[str, Mapping[str, Any]]) -> dict[str, Metric]:

@@ -28,7 +28,7 @@ from automl.contract import Status, Trainable, find_trainable
 from automl.errors import AutoMLError, NoResultError, PromotionError, TrainableError
 from automl.events import BUNDLE_FORMAT_VERSION
 from automl.gain import gain
-from automl.objectives import Point, in_words
+from automl.objectives import Point, in_words, unit_words
 from automl.promote.isolated import ActionProcess, Outcome
 from automl.promote.model_card import model_card
 from automl.store import Study, TrialRecord, code_version
@@ -622,7 +622,7 @@ class _Promotion:
             if all(metric in values for values in scores.values()):
                 values = {role: of[metric] for role, of in scores.items()}
                 difference = values["engine"] - values["checkpoint"]
-                unit = declared.get(f"val/{metric}", {}).get("unit", "")
+                unit = unit_words(declared.get(f"val/{metric}", {}))
                 table[metric] = {**values, "difference": difference, "unit": unit}
         return table
 

@@ -246,7 +246,8 @@ def _require_same_depth(path: Path, payload: Mapping[str, Any], state: State, ow
     """Refuse the head of metric depth for relative depth and the other way round."""
     given = identify.depth_of(state, payload, path.name)
     needed = identify.depth_of(own)
-    if needed == "RelativeDepthAnything" and identify.is_of_public_script(payload):
+    is_relative = needed == identify.DEPTH_HEADS["depth_head."]
+    if is_relative and identify.is_of_public_script(payload):
         log.warning(
             "%s: looks as if the public training script wrote it, which trains metric depth;"
             " %s takes its head for one of inverse depth",

@@ -338,11 +338,12 @@ METRICS: Mapping[str, Mapping[str, Any]] = {
 
 MONO_METRICS: Mapping[str, Mapping[str, Any]] = {
     f"val/{name}": {"direction": direction, "unit": unit, "meaningful": True}
+    | ({"of": "depth"} if name == "abs_rel" else {})
     for name, direction, unit in (
         ("d1", "maximize", "fraction"),
         ("d2", "maximize", "fraction"),
         ("d3", "maximize", "fraction"),
-        ("abs_rel", "minimize", "of depth"),
+        ("abs_rel", "minimize", ""),
         ("sq_rel", "minimize", "m"),
         ("rmse", "minimize", "m"),
         ("rmse_log", "minimize", ""),
@@ -352,17 +353,27 @@ MONO_METRICS: Mapping[str, Mapping[str, Any]] = {
         ("loss", "minimize", ""),
     )
 }
-"""What training of a metric depth network reports; d1 is an accuracy here, in stereo an error."""
+"""What training of a metric depth network reports; d1 is an accuracy here, in stereo an error.
+
+`of` says what a metric without unit is a share of.
+"""
 
 RELATIVE_METRICS: Mapping[str, Mapping[str, Any]] = {
     path: {
         **facts,
-        "unit": {"m": "", "of depth": "of inverse depth"}.get(facts["unit"], facts["unit"]),
+        **({"of": "inverse depth"} if "of" in facts else {}),
+        "unit": "" if facts["unit"] == "m" else facts["unit"],
         "meaningful": path in ("val/d1", "val/d2", "val/d3", "val/abs_rel", "val/loss"),
     }
     for path, facts in MONO_METRICS.items()
 }
 """The same of aligned inverse depth, which has no unit and no scale that data sets share."""
+
+
+def unit_words(facts: Mapping[str, Any]) -> str:
+    """`px`; `of inverse depth` for a share of it; empty for other numbers without unit."""
+    return facts["unit"] or (f"of {facts['of']}" if "of" in facts else "")
+
 
 COSTS: Mapping[str, Mapping[str, Any]] = {
     "model/parameters": {"direction": "minimize", "unit": ""},

@@ -58,10 +58,13 @@ def test_every_refinement_is_the_same_piece_of_graph(
     assert sizes[2] - sizes[1] == pytest.approx(sizes[1] - sizes[0], rel=0.02)
 
 
-@pytest.mark.usefixtures("thin_vits")
 def test_a_network_that_does_not_refine_has_one_cost(tmp_path: Path) -> None:
     values = {
-        "model": {"model_type": "MetricDepthAnything", "encoder": "vits"},
+        "model": {
+            "model_type": "MetricDepthAnything",
+            "encoder": "vits",
+            "mono_backbone": {"blocks": 4, "width": 64},
+        },
         "dataset": {"dataset_name": "MonoDataset", "min_depth": 0.001, "max_depth": 10.0},
         "export": {"input_height": 42, "input_width": 56},
     }

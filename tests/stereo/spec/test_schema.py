@@ -28,8 +28,8 @@ every_action = pytest.mark.parametrize("action", list(ACTIONS))
 OBJECTIVES = {
     "ffs": ("px", "val/epe"),
     "fs": ("px", "val/epe"),
-    "mono_metric": ("of depth", "val/abs_rel"),
-    "mono_relative": ("of inverse depth", "val/abs_rel"),
+    "mono_metric": ("", "val/abs_rel"),
+    "mono_relative": ("", "val/abs_rel"),
 }
 DATASETS_OF = {
     "ffs": STEREO_DATASETS,

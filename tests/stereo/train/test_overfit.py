@@ -43,7 +43,14 @@ def write_images(directory: Path, *, is_depth: bool) -> Path:
 
 
 def sixty_steps(
-    key: str, listing: Path, directory: Path, *, crop: list[int], lr: float, **backbone: int
+    key: str,
+    listing: Path,
+    directory: Path,
+    *,
+    crop: list[int],
+    lr: float,
+    head_lr_ratio: float = 10.0,
+    **backbone: int,
 ) -> tuple[list[float], list[float]]:
     """Loss and abs_rel of every step on the images of a list, with the packaged optimiser."""
     entry = MODELS[key]
@@ -56,7 +63,8 @@ def sixty_steps(
         split.batch_size, split.workers = 4, 0
         split.augmentation.crop_size = crop
     spec.train.num_epochs = spec.train.checkpoint_interval = 60  # of one step
-    spec.train.optim.lr = lr  # nothing is loaded; all else is the packaged optimiser
+    # Nothing is loaded, so the rates are higher; all else is the packaged optimiser.
+    spec.train.optim.lr, spec.train.optim.head_lr_ratio = lr, head_lr_ratio
     fit(spec, entry, directory, status=StatusLog(directory))
 
     with (directory / "metrics.csv").open(newline="", encoding="utf-8") as file:
@@ -77,12 +85,20 @@ def test_sixty_steps_learn_four_images(key: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sixty_steps_learn_four_embedded_images(tmp_path: Path) -> None:
-    """Metric depth, with the thin network of the packaged study."""
+@pytest.mark.parametrize(
+    ("key", "crop", "rates"),
+    [
+        ("mono_metric", [98, 126], {"lr": 3e-4}),
+        ("mono_relative", [126, 168], {"lr": 8e-4, "head_lr_ratio": 5.0}),
+    ],
+)
+def test_sixty_steps_learn_four_embedded_images(
+    key: str, crop: list[int], rates: dict[str, float], tmp_path: Path
+) -> None:
+    """With the thin network of the packaged studies."""
     layout = replace(EMBEDDED_IMAGES, train_pairs=4, val_pairs=1)
-    listing, _ = write_embedded_images(tmp_path, "MetricMonoDataset", layout)
-    thin = {"blocks": 4, "width": 192}
-    directory = tmp_path / "train"
-    losses, errors = sixty_steps("mono_metric", listing, directory, crop=[98, 126], lr=3e-4, **thin)
+    listing, _ = write_embedded_images(tmp_path, CLASSES[key], layout)
+    spec: Any = {**rates, "blocks": 4, "width": 192}
+    losses, errors = sixty_steps(key, listing, tmp_path / "train", crop=crop, **spec)
     assert losses[-1] < losses[0] / 5
     assert errors[-1] < errors[0] / 2
