@@ -129,7 +129,8 @@ def resolve_goals(study: StudySpec, model: Mapping[str, Any]) -> Goals:
         raise StudySpecError(problems)
     if not objectives:
         declared = cast("Mapping[str, Any]", model["objective"])
-        objectives = [_objective(declared["metric"], declared)]
+        metric = declared["metric"]
+        objectives = [_objective(metric, {**metrics.get(metric, {}), **declared})]
     leading = next(item for item in objectives if item.metric not in costs)
     others = tuple(item for item in objectives if item is not leading)
     goals = Goals(leading, others, tuple(constraints))

@@ -306,3 +306,12 @@ def test_wrong_objectives_and_constraints_are_refused_before_anything_runs(
     study_file.write_text(STUDY + "objectives: [val/epo]\nconstraints: [engine/latency_ms = 3]\n")
     with pytest.raises(StudySpecError, match=r"(?s)val/epo.*Did you mean val/epe.*latency_ms = 3"):
         plan_of(study_file)
+
+
+def test_the_plan_says_of_what_an_objective_without_unit_is_a_share() -> None:
+    text = {
+        model: render(make_plan(prepare(model), STEP_SENTENCES))
+        for model in ("mono_metric", "mono_relative")
+    }
+    assert "val/abs_rel minimize, of depth" in text["mono_metric"]
+    assert "val/abs_rel minimize, of inverse depth" in text["mono_relative"]
