@@ -12,7 +12,6 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -501,7 +500,7 @@ def _facts(study: Study) -> dict[str, Any]:
         "directory": str(study.directory),
         "state": study.state,
         "end_reason": study.end_reason,
-        "objective": asdict(study.objective),
+        "objective": study.objective.to_dict(),
         "full_epochs": study.resolved.full_epochs,
         "trials": len(study.trials),
         "front": [

@@ -56,11 +56,22 @@ class Objective:
         metric: name as reported, e.g. `val/epe`.
         direction: whether smaller or larger values are better.
         unit: e.g. `px`; empty when the metric has none.
+        of: what a metric without unit is a share of, e.g. `depth`; empty where it needs no saying.
     """
 
     metric: str
     direction: Literal["minimize", "maximize"]
     unit: str = ""
+    of: str = ""
+
+    @property
+    def unit_words(self) -> str:
+        """`px`, `of depth` or nothing; for titles, not beside every number."""
+        return self.unit or (f"of {self.of}" if self.of else "")
+
+    def to_dict(self) -> dict[str, str]:
+        """Return its attributes, `of` only where there is something to say."""
+        return {key: value for key, value in vars(self).items() if value or key != "of"}
 
     def loss(self, value: float) -> float:
         """Return the value turned so that smaller is better."""

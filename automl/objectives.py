@@ -165,7 +165,7 @@ def _constraint(
     metric = match["metric"]
     if not _is_declared(metric, "constraints", known, problems):
         return None
-    return Constraint(metric, match["relation"], limit, unit_words(known[metric]))
+    return Constraint(metric, match["relation"], limit, known[metric].get("unit") or "")
 
 
 def _objective(metric: str, declared: Mapping[str, Any]) -> Objective:
@@ -174,13 +174,7 @@ def _objective(metric: str, declared: Mapping[str, Any]) -> Objective:
         raise SchemaError(
             f"model.json: {metric}: got direction {direction!r}, allowed minimize and maximize"
         )
-    return Objective(metric, direction, unit_words(declared))
-
-
-def unit_words(declared: Mapping[str, Any]) -> str:
-    """Return `px`; `of inverse depth` for a share of it; empty for other numbers without unit."""
-    share = f"of {declared['of']}" if declared.get("of") else ""
-    return declared.get("unit") or share
+    return Objective(metric, direction, declared.get("unit") or "", declared.get("of") or "")
 
 
 # --- points and their front ---------------------------------------------------------------------

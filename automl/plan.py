@@ -474,7 +474,7 @@ def make_plan(prepared: Prepared, promotion: Sequence[tuple[str, str]]) -> Plan:
 
 
 def _objective_words(objective: Objective) -> str:
-    unit = f", {objective.unit}" if objective.unit else ""
+    unit = f", {objective.unit_words}" if objective.unit_words else ""
     return f"{objective.metric} {objective.direction}{unit}"
 
 

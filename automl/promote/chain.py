@@ -28,7 +28,7 @@ from automl.contract import Status, Trainable, find_trainable
 from automl.errors import AutoMLError, NoResultError, PromotionError, TrainableError
 from automl.events import BUNDLE_FORMAT_VERSION
 from automl.gain import gain
-from automl.objectives import Point, in_words, unit_words
+from automl.objectives import Point, in_words
 from automl.promote.isolated import ActionProcess, Outcome
 from automl.promote.model_card import model_card
 from automl.store import Study, TrialRecord, code_version
@@ -622,8 +622,9 @@ class _Promotion:
             if all(metric in values for values in scores.values()):
                 values = {role: of[metric] for role, of in scores.items()}
                 difference = values["engine"] - values["checkpoint"]
-                unit = unit_words(declared.get(f"val/{metric}", {}))
-                table[metric] = {**values, "difference": difference, "unit": unit}
+                facts = declared.get(f"val/{metric}", {})
+                unit = {key: facts.get(key, "") for key in ("unit", "of")}
+                table[metric] = {**values, "difference": difference, **unit}
         return table
 
     def _step_record(self, name: str) -> dict[str, Any]:

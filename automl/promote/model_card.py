@@ -52,7 +52,10 @@ def _identity(content: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[
         f"{network} (model key `{content['model']}`), "
         f"trial {content['trial']} of the study `{content['study']}`."
     )
-    changed = ", ".join(f"`{key}` {value}" for key, value in content["params"].items())
+    params = content["params"].items()
+    changed = ", ".join(
+        f"`{k}` {v:.4g}" if isinstance(v, float) else f"`{k}` {v}" for k, v in params
+    )
     if changed:
         yield f"Found by search: {changed}."
     yield ""
@@ -90,7 +93,8 @@ def _scores(content: Mapping[str, Any], counts: Mapping[str, float]) -> Iterator
     yield f"|---|{'---|' * (len(COLUMNS) + 2)}"
     for metric, row in content["metrics"].items():
         values = " | ".join(f"{row[column]:.5g}" for column in (*COLUMNS, "difference"))
-        yield f"| {metric} | {values} | {row['unit']} |"
+        share = f"of {row['of']}" if row["of"] else ""
+        yield f"| {metric} | {values} | {row['unit'] or share} |"
     yield ""
     for column in COLUMNS:
         if column in content["backends"]:

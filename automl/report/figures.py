@@ -308,7 +308,9 @@ def _color_bar(study: Study, values: Sequence[float]) -> dict[str, Any]:
     minimize = study.objective.direction == "minimize"
     colors = GOOD_TO_BAD if minimize else GOOD_TO_BAD[::-1]
     last = len(colors) - 1
-    title = f"{named(study.objective.metric, study.objective.unit)}, epoch {common_epoch(study)}"
+    title = (
+        f"{named(study.objective.metric, study.objective.unit_words)}, epoch {common_epoch(study)}"
+    )
     return {
         "color": [values[0]],
         "cmin": min(values),
@@ -426,7 +428,7 @@ def _name_rows(figure: Figure, paths: Sequence[str]) -> None:
 
 
 def _value_axis(figure: Figure, study: Study, values: Sequence[float]) -> None:
-    title = escape(named(study.objective.metric, study.objective.unit))
+    title = escape(named(study.objective.metric, study.objective.unit_words))
     figure.update_yaxes(title_text=title, tickformat=_tick_format(study))
     if values and min(values) > 0 and max(values) / min(values) > LOG_FROM:
         figure.update_yaxes(type="log", title_text=f"{title}, logarithmic", dtick="D2")

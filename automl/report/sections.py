@@ -136,7 +136,7 @@ def _full(study: Study) -> int:
 
 
 def _objective(study: Study) -> str:
-    return named(study.objective.metric, study.objective.unit)
+    return named(study.objective.metric, study.objective.unit_words)
 
 
 def _data(chosen: str | tuple[str, ...]) -> str:
