@@ -62,7 +62,8 @@ exit codes: 0 success, 1 failed while running, 2 found before anything ran, 3 no
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    arguments = _parser(argv if argv is not None else sys.argv[1:]).parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = _parsed(_parser(words), words)
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         return arguments.command(arguments)
@@ -80,6 +81,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _terminate(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt(signal.SIGTERM)
+
+
+def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """Parse the command line; argparse leaves overrides over that stand behind a later option."""
+    arguments, rest = parser.parse_known_args(words)
+    takes_overrides = hasattr(arguments, "overrides")
+    wrong = [
+        word for word in rest if not takes_overrides or word.startswith("-") or "=" not in word
+    ]
+    if wrong:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:

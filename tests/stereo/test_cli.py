@@ -154,6 +154,19 @@ def test_a_faulty_folder_is_told_with_exit_code_2(
     assert not list((tmp_path / "runs").rglob("*.txt"))
 
 
+@pytest.mark.parametrize("late", [0, 1, 2])
+def test_overrides_may_stand_before_and_behind_an_option(
+    late: int, scenes: Path, tmp_path: Path
+) -> None:
+    overrides = [f"results_dir={tmp_path / 'runs'}", "convert.split_ratio=0.5"]
+    split = len(overrides) - late
+    command = ["convert", *overrides[:split], "-e", str(scenes), *overrides[split:]]
+    assert main(command) == 0
+    assert (tmp_path / "runs" / "convert" / "experiment.yaml").is_file()
+    saved = yaml.safe_load((tmp_path / "runs" / "convert" / "experiment.yaml").read_text())
+    assert saved["convert"]["split_ratio"] == 0.5
+
+
 def test_convert_takes_nothing_from_a_parent(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
